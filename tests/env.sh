@@ -30,3 +30,10 @@ copy_tree() {
         (cd "$repo" && while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done) |
         tar -C "$repo" --null --files-from=- --create | tar -C "$target" --extract
 }
+
+# A part makes several checks: all of them run, and it ends with `exit "$failed"`.
+failed=0
+check() {
+    echo "-- $*"
+    "$@" || failed=1
+}
