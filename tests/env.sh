@@ -4,20 +4,20 @@
 
 # Sourced by the scripts in tests/: where things are, and the environment that every tool of ours runs in.
 # It leaves nothing in the user's home and takes nothing from it.
-# shellcheck shell=bash disable=SC2034
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-build=$repo/.build
+# shellcheck shell=bash
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+BUILD=$REPO/.build
 
-export PATH=$repo/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH=$REPO/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export LC_ALL=C.UTF-8
-export ANSIBLE_COLLECTIONS_PATH=$build
-export ANSIBLE_HOME=$build/ansible
+export ANSIBLE_COLLECTIONS_PATH=$BUILD
+export ANSIBLE_HOME=$BUILD/ansible
 unset PYTHONPATH ANSIBLE_CONFIG
 
 # The collection under its name: .build/ansible_collections/kvmops/lifecycle is the repository.
 link_tree() {
-    mkdir -p "$build/ansible_collections/kvmops"
-    ln -sfn ../../.. "$build/ansible_collections/kvmops/lifecycle"
+    mkdir -p "$BUILD/ansible_collections/kvmops"
+    ln -sfn ../../.. "$BUILD/ansible_collections/kvmops/lifecycle"
 }
 
 # The same, as a copy of what git knows or would know, for tools that refuse a link: copy_tree DIRECTORY
@@ -26,14 +26,7 @@ copy_tree() {
     local target=$1/ansible_collections/kvmops/lifecycle
     rm -rf "$target"
     mkdir -p "$target"
-    git -C "$repo" ls-files -z --cached --others --exclude-standard |
-        (cd "$repo" && while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done) |
-        tar -C "$repo" --null --files-from=- --create | tar -C "$target" --extract
-}
-
-# A part makes several checks: all of them run, and it ends with `exit "$failed"`.
-failed=0
-check() {
-    echo "-- $*"
-    "$@" || failed=1
+    git -C "$REPO" ls-files -z --cached --others --exclude-standard |
+        (cd "$REPO" && while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done) |
+        tar -C "$REPO" --null --files-from=- --create | tar -C "$target" --extract
 }

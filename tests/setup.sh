@@ -8,9 +8,9 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-lists=("$repo/tests/packages.txt" "$repo/tests/lab/packages.txt")
-requirements=("$repo/tests/requirements.txt" "$repo/tests/constraints.txt")
-log=$build/setup.log
+lists=("$REPO/tests/packages.txt" "$REPO/tests/lab/packages.txt")
+requirements=("$REPO/tests/requirements.txt" "$REPO/tests/constraints.txt")
+log=$BUILD/setup.log
 
 die() {
     echo "setup: $*" >&2
@@ -56,18 +56,18 @@ install_packages() {
 }
 
 make_virtualenv() {
-    local stamp=$repo/.venv/requirements.sha256 wanted
+    local stamp=$REPO/.venv/requirements.sha256 wanted
     wanted=$({ /usr/bin/python3 --version; cat "${requirements[@]}"; } | sha256sum)
     [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || return 0
     echo "setup: making .venv"
     rm -f "$stamp"
-    quietly /usr/bin/python3 -m venv "$repo/.venv"
-    quietly "$repo/.venv/bin/python" -m pip install --disable-pip-version-check -r "${requirements[0]}"
+    quietly /usr/bin/python3 -m venv "$REPO/.venv"
+    quietly "$REPO/.venv/bin/python" -m pip install --disable-pip-version-check -r "${requirements[0]}"
     echo "$wanted" >"$stamp"
 }
 
-mkdir -p "$build"
-exec 9>"$build/setup.lock"
+mkdir -p "$BUILD"
+exec 9>"$BUILD/setup.lock"
 flock 9
 # Nothing started from here may keep the lock: a package may start a daemon.
 install_packages 9>&-

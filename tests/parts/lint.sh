@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Copyright (c) 2026 kvmops contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -5,7 +6,14 @@
 # Style of the code, the playbooks, the documentation, the changelog.
 set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
-cd "$repo" || exit 1
+cd "$REPO" || exit 1
+
+# All checks are made, whatever the first ones say.
+failed=0
+check() {
+    echo "-- $*"
+    "$@" || failed=1
+}
 
 check ruff check --no-cache --output-format concise .
 check ruff format --no-cache --check .

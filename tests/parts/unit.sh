@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Copyright (c) 2026 kvmops contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -5,6 +6,6 @@
 # Unit tests: no host, no lab, seconds.
 set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
-cd "$repo" || exit 1
+cd "$REPO" || exit 1
 
 exec pytest tests/unit -q

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Runs the tests: tests/run.sh [--list] [PART...]. Without a part it runs them all. It ends with a table, and with an
+# error when any part failed; whatever the tests started has been ended by then, also after Ctrl-C.
+set -uo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
+# In this order: what fails fast comes first.
+all=(lint types unit sanity build)
+
+parts=()
+for argument in "$@"; do
+    case " ${all[*]} --list " in
+    *" $argument "*) parts+=("$argument") ;;
+    *)
+        echo "tests/run.sh: there is no part $argument, but: ${all[*]}" >&2
+        exit 2
+        ;;
+    esac
+done
+if [[ " ${parts[*]} " == *" --list "* ]]; then
+    printf '%s\n' "${all[@]}"
+    exit
+fi
+[ ${#parts[@]} -gt 0 ] || parts=("${all[@]}")
+
+# Nothing that this run starts is shared with another run.
+export KVMOPS_LAB=run-$$
+
+# Every part is a process group of its own, so that all of it can be ended.
+set -m
+group=
+
+end_part() {
+    [ -z "$group" ] || kill -TERM -- "-$group" 2>/dev/null || return 0
+}
+
+finish() {
+    trap '' INT TERM HUP
+    end_part
+    wait
+}
+trap finish EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+"$REPO/tests/setup.sh" </dev/null &
+group=$!
+wait "$group" || exit 1
+
+table=$(printf '%-12s %-7s %7s' part result seconds)
+passed=0
+failed=0
+for part in "${parts[@]}"; do
+    printf '\n== %s\n' "$part"
+    start=$SECONDS
+    "$REPO/tests/parts/$part.sh" </dev/null &
+    group=$!
+    if wait "$group"; then
+        result=passed
+        passed=$((passed + 1))
+    else
+        result=failed
+        failed=$((failed + 1))
+    fi
+    group=
+    table+=$(printf '\n%-12s %-7s %7d' "$part" "$result" $((SECONDS - start)))
+done
+
+printf '\n%s\n\n%d passed, %d failed\n' "$table" "$passed" "$failed"
+[ "$failed" = 0 ]
