@@ -1,0 +1,101 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""One operation at a time on one VM: a lock that the process holds, and that the kernel lets go when it dies.
+
+The lock file tells who holds it. It lies on the machine where the module runs: that is the KVM host itself for
+``qemu:///system``. Operations that are begun on different machines for the same VM are kept apart by the journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import struct
+import typing as t
+
+from .errors import Busy, Denied
+
+DIRECTORY = "/run/lock/kvmops"
+
+# Open file description locks (fcntl(2)): they belong to the open file, so threads exclude each other too, and one can
+# ask who holds one without taking it. struct flock: type, whence, start, len, pid, on 64-bit Linux.
+_FLOCK = "hhqqi4x"
+
+
+def _flock(kind: int) -> bytes:
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
+
+
+def _open(key: str, directory: str) -> int:
+    path = os.path.join(directory, f"{key}.lock")
+    try:
+        if not os.path.isdir(directory):
+            os.makedirs(directory, exist_ok=True)
+            # Everyone who may talk to libvirtd takes locks here, so it is like /tmp: anyone may create, nobody may
+            # remove what is another's.
+            os.chmod(directory, 0o1777)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as exc:
+        raise Denied(f"Failed to open the lock file {path}: {exc.strerror}.") from exc
+    with contextlib.suppress(PermissionError):  # another user's file has its mode already
+        os.fchmod(fd, 0o666)  # whatever the umask
+    return fd
+
+
+def _read(fd: int) -> dict[str, t.Any]:
+    try:
+        told = json.loads(os.pread(fd, 4096, 0) or b"{}")
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+@contextlib.contextmanager
+def hold(key: str, what: t.Mapping[str, t.Any], *, name: str, directory: str = DIRECTORY) -> t.Iterator[None]:
+    """Hold the lock *key* (a VM's UUID) while the body runs.
+
+    :param what: What the holder does, told to others that want it: ``action``, ``since``, ``pid``.
+    :param name: The VM's name, for the error.
+    :raises Busy: Another process or thread holds it.
+    :raises Denied: The lock file cannot be opened.
+    """
+    fd = _open(key, directory)
+    try:
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK))
+        except OSError as exc:
+            if exc.errno not in (errno.EAGAIN, errno.EACCES):
+                raise Denied(f"Failed to lock {key}: {exc.strerror}.") from exc
+            told = _read(fd)
+            raise Busy(
+                f"VM {name} is busy: {told.get('action', 'another operation')} has been running"
+                f" since {told.get('since', 'an unknown time')} (process {told.get('pid', 'unknown')}).",
+                hint="Run the task again when it has ended.",
+                running=told,
+            ) from exc
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(dict(what)).encode(), 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+
+
+def holder(key: str, *, directory: str = DIRECTORY) -> dict[str, t.Any] | None:
+    """What the holder of the lock *key* said of itself, or ``None`` when nobody holds it."""
+    try:
+        fd = os.open(os.path.join(directory, f"{key}.lock"), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK))
+        return None if struct.unpack(_FLOCK, found)[0] == fcntl.F_UNLCK else _read(fd)
+    finally:
+        os.close(fd)

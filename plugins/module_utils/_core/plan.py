@@ -1,0 +1,68 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""A plan: what is there, what shall be there, the steps between. Check mode, diff and ``changed`` come from it, once."""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import dataclass, field
+
+Values = t.Mapping[str, t.Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One small, named, repeatable piece of an operation: doing it twice does no harm.
+
+    :param name: A few words in the imperative, shown in the result: "resume guest".
+    :param do: Does it; returns figures for the result (plain values), or nothing.
+    :param undo: Takes it back when a later step of the same run fails. Not called when the process dies: the journal
+        leads the next run there.
+    """
+
+    name: str
+    do: t.Callable[[], Values | None]
+    undo: t.Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a module found for one VM and will do about it.
+
+    :param before: What is there, as shown in the diff.
+    :param after: What will be there.
+    :param steps: How to get there. No steps: nothing to do.
+    :param action: The name in the action table (:mod:`.._model.actions`) that the lock of the VM is checked for.
+    :param journaled: Write the journal into the VM's metadata before each step, because dying between two of them would
+        leave something half done.
+    :param figures: Plain values known without doing anything, for the result.
+    :param warnings: Sentences for the user that do not stop the work.
+    """
+
+    before: Values
+    after: Values
+    steps: t.Sequence[Step] = ()
+    action: str = ""
+    journaled: bool = False
+    figures: Values = field(default_factory=dict)
+    warnings: t.Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if dict(self.before) != dict(self.after) and not self.steps:
+            raise ValueError("a plan that changes something needs steps")
+
+    @property
+    def changed(self) -> bool:
+        """Whether carrying the plan out changes anything. A reboot does, though it ends where it began."""
+        return bool(self.steps)
+
+    def diff(self, header: str) -> dict[str, t.Any]:
+        """The diff in Ansible's form."""
+        return {
+            "before": dict(self.before),
+            "after": dict(self.after),
+            "before_header": header,
+            "after_header": header,
+        }

@@ -1,0 +1,32 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""Argument specs that modules share. Each has its doc fragment of the same name in ``plugins/doc_fragments``."""
+
+from __future__ import annotations
+
+import typing as t
+
+Spec = dict[str, dict[str, t.Any]]
+
+
+def connection() -> Spec:
+    """How libvirtd is reached."""
+    return {
+        "uri": {"type": "str", "default": "qemu:///system"},
+        "connect_timeout": {"type": "int", "default": 30},
+    }
+
+
+def selection(*, required: bool = True) -> Spec:
+    """Which VMs, and how many at once."""
+    return {
+        "name": {"type": "list", "elements": "str", "required": required, "aliases": ["names"]},
+        "concurrency": {"type": "int", "default": 5},
+    }
+
+
+def override_lock() -> Spec:
+    """To act on a locked VM all the same."""
+    return {"override_lock": {"type": "bool", "default": False}}

@@ -1,0 +1,195 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""One VM in libvirt: one libvirt call a method, keywords instead of flags, and each quirk with its reason beside it."""
+
+from __future__ import annotations
+
+import typing as t
+import xml.etree.ElementTree as ET
+
+try:
+    import libvirt
+except ImportError:  # run_module() tells the user
+    libvirt = None
+
+from .._core import lock
+from .._model import instance as memory
+from .._model.instance import Instance
+from .._model.status import Observation
+from .errors import doing
+
+if t.TYPE_CHECKING:
+    from .host import Host
+
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
+
+
+class Guest:
+    """One VM of a host."""
+
+    def __init__(self, host: Host, domain: t.Any) -> None:
+        self.host = host
+        self.domain = domain
+        self.name: str = domain.name()
+        self.uuid: str = domain.UUIDString()
+
+    # ---- looking
+
+    def state(self) -> tuple[int, int]:
+        """virDomainGetState: state and reason.
+
+        :raises NotFound: The VM is gone.
+        """
+        with doing(f"look at VM {self.name}"):
+            state, reason = self.domain.state()
+            return state, reason
+
+    def look(self, *, running: t.Mapping[str, t.Any] | None = None) -> Observation:
+        """A fresh look at this VM alone.
+
+        :param running: What the observation shall say of an operation under way; we hold the lock ourselves.
+        """
+        state, reason = self.state()
+        with doing(f"look at VM {self.name}"):
+            saved = bool(self.domain.hasManagedSaveImage())
+            persistent = bool(self.domain.isPersistent())
+        return Observation(
+            name=self.name,
+            uuid=self.uuid,
+            state=state,
+            reason=reason,
+            managed_save=saved,
+            persistent=persistent,
+            instance=self.recall(persistent=persistent),
+            running=running,
+        )
+
+    def running_operation(self) -> dict[str, t.Any] | None:
+        """What the process says that holds this VM's operation lock."""
+        return lock.holder(self.uuid)
+
+    @property
+    def id(self) -> int:
+        """The number of the running domain, -1 when off. It changes with every boot."""
+        with doing(f"look at VM {self.name}"):
+            # A new handle: the one we have keeps the number from when it was looked up.
+            return int(self.host.connection.lookupByUUIDString(self.uuid).ID())
+
+    def xml(self, *, inactive: bool = False, secure: bool = False) -> ET.Element:
+        """The domain's XML as a tree.
+
+        :param inactive: As it will be at the next boot, not as it is now.
+        :param secure: With passwords.
+        """
+        flags = (libvirt.VIR_DOMAIN_XML_INACTIVE if inactive else 0) | (libvirt.VIR_DOMAIN_XML_SECURE if secure else 0)
+        with doing(f"read the definition of VM {self.name}"):
+            return ET.fromstring(self.domain.XMLDesc(flags))
+
+    def agent_connected(self) -> bool | None:
+        """Whether the guest agent has its channel open; ``None`` when the VM has no such channel.
+
+        QEMU tells libvirt when the guest opens and closes the port, so this costs the guest nothing and cannot hang.
+        """
+        for target in self.xml().iterfind("devices/channel/target"):
+            if target.get("name") == AGENT_CHANNEL:
+                return target.get("state") == "connected"
+        return None
+
+    # ---- power
+
+    def start(self, *, paused: bool = False) -> None:
+        """Boot, or restore the managed save image if there is one."""
+        with doing(f"start VM {self.name}"):
+            self.domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+
+    def ask_to_shut_down(self, mode: str) -> None:
+        """Ask the guest to shut down; returns at once, the guest may take its time or ignore it.
+
+        :param mode: ``acpi`` (power button), ``agent`` (guest agent) or ``auto`` (libvirt chooses).
+        """
+        flags = {
+            "auto": libvirt.VIR_DOMAIN_SHUTDOWN_DEFAULT,
+            "acpi": libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN,
+            "agent": libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT,
+        }[mode]
+        with doing(f"ask the guest of VM {self.name} to shut down"):
+            self.domain.shutdownFlags(flags)
+
+    def power_off(self) -> None:
+        """Pull the plug. One that is off already is fine.
+
+        :raises TimedOut: QEMU does not end, because it hangs in the kernel (storage that is gone, for example).
+        """
+        with doing(f"power VM {self.name} off"):
+            try:
+                self.domain.destroy()
+            except libvirt.libvirtError as exc:
+                if exc.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+                    raise
+
+    def pause(self) -> None:
+        """Stop the virtual CPUs; memory stays."""
+        with doing(f"pause VM {self.name}"):
+            self.domain.suspend()
+
+    def resume(self) -> None:
+        """Let the virtual CPUs run again."""
+        with doing(f"resume VM {self.name}"):
+            self.domain.resume()
+
+    def save(self) -> None:
+        """Write memory to the managed save image and end QEMU; whether the guest ran or was paused is remembered."""
+        with doing(f"save the memory of VM {self.name}"):
+            self.domain.managedSave()
+
+    def discard_save(self) -> None:
+        """Remove the managed save image: the memory in it is lost. None there is fine."""
+        with doing(f"discard the saved memory of VM {self.name}"):
+            if self.domain.hasManagedSaveImage():
+                self.domain.managedSaveRemove()
+
+    def wake(self) -> None:
+        """Wake a guest that put itself to sleep (PMSUSPENDED)."""
+        with doing(f"wake VM {self.name}"):
+            self.domain.pMWakeup()
+
+    def set_time(self) -> bool:
+        """Set the guest's clock to now through its agent, best effort as in Nova; whether it worked."""
+        try:
+            self.domain.setTime(flags=libvirt.VIR_DOMAIN_TIME_SYNC)
+        except libvirt.libvirtError:
+            return False
+        return True
+
+    # ---- what we remember
+
+    def recall(self, *, persistent: bool = True) -> Instance:
+        """What the metadata says. The copy in the definition is the truth: after a managed save is restored, the live
+        one is as old as the save.
+
+        :raises NotFound: The VM is gone.
+        """
+        flag = libvirt.VIR_DOMAIN_AFFECT_CONFIG if persistent else libvirt.VIR_DOMAIN_AFFECT_LIVE
+        with doing(f"read the metadata of VM {self.name}"):
+            try:
+                return memory.load(self.domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, memory.NAMESPACE, flag))
+            except libvirt.libvirtError as exc:
+                if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+                    return Instance()
+                raise
+
+    def remember(self, instance: Instance) -> None:
+        """Write the metadata, in the definition and in the running domain."""
+        with doing(f"write the metadata of VM {self.name}"):
+            flags = (libvirt.VIR_DOMAIN_AFFECT_CONFIG if self.domain.isPersistent() else 0) | (
+                libvirt.VIR_DOMAIN_AFFECT_LIVE if self.domain.isActive() else 0
+            )
+            self.domain.setMetadata(
+                libvirt.VIR_DOMAIN_METADATA_ELEMENT,
+                None if instance.empty else memory.dump(instance),
+                memory.PREFIX,
+                memory.NAMESPACE,
+                flags,
+            )

@@ -1,0 +1,194 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""A connection to one libvirtd, and what can be asked of it for many VMs in one call."""
+
+from __future__ import annotations
+
+import threading
+import typing as t
+from urllib.parse import urlsplit
+
+try:
+    import libvirt
+except ImportError:  # run_module() tells the user
+    libvirt = None
+
+from .._core import lock
+from .._core.errors import Ambiguous, LifecycleError, NotFound, Unreachable
+from .._model.status import Observation
+from .errors import doing, translate
+from .guest import Guest
+
+# Seconds between questions to a silent libvirtd, and how many go unanswered before the connection is given up.
+KEEPALIVE = (5, 5)
+
+_loop_guard = threading.Lock()
+_loop: threading.Thread | None = None
+
+
+def _run_event_loop() -> None:
+    """Keepalive messages and events are handled by libvirt's event loop, which somebody has to turn."""
+    global _loop
+    with _loop_guard:
+        if _loop is not None:
+            return
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)  # else libvirt prints errors on stderr
+        libvirt.virEventRegisterDefaultImpl()
+        _loop = threading.Thread(target=_turn, name="libvirt-events", daemon=True)
+        _loop.start()
+
+
+def _turn() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+def is_local(uri: str) -> bool:
+    """Whether *uri* means the libvirtd of this machine, so that its files are our files."""
+    return not urlsplit(uri).netloc
+
+
+def open_host(uri: str, *, timeout: float) -> Host:
+    """Connect to a libvirtd.
+
+    :param uri: As in libvirt's page "Connection URIs".
+    :param timeout: Seconds until it is given up; libvirt itself would wait for a silent daemon for ever.
+    :raises Unreachable: There is no libvirtd, or it does not answer.
+    :raises Denied: It does not let us in.
+    :raises LifecycleError: The URI is wrong, or something else.
+    """
+    _run_event_loop()
+    answer: list[t.Any] = []
+
+    def connect() -> None:
+        try:
+            answer.append(libvirt.open(uri))
+        except libvirt.libvirtError as exc:
+            answer.append(translate(exc, f"connect to {uri}"))
+
+    # The thread of a call that hangs in libvirt cannot be ended; as a daemon it ends with the process.
+    thread = threading.Thread(target=connect, name="libvirt-open", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if not answer:
+        raise Unreachable(
+            f"Failed to connect to {uri}: no answer within {timeout:g} seconds.",
+            hint="See that libvirtd (or virtqemud) runs there and is not stuck.",
+            uri=uri,
+        )
+    if isinstance(answer[0], LifecycleError):
+        raise answer[0]
+    return Host(answer[0], uri)
+
+
+class Host:
+    """One libvirtd and what is behind it."""
+
+    def __init__(self, connection: t.Any, uri: str) -> None:
+        self.connection = connection
+        self.uri = uri
+        with doing(f"talk to {uri}"):
+            try:
+                self.connection.setKeepAlive(*KEEPALIVE)
+            except libvirt.libvirtError as exc:
+                if exc.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:  # drivers inside the process, like test://
+                    raise
+            self.name: str = self.connection.getHostname()
+
+    @property
+    def local(self) -> bool:
+        """Whether the host's files are our files."""
+        return is_local(self.uri)
+
+    def close(self) -> None:
+        """Close the connection; one that is lost already is fine."""
+        try:
+            self.connection.close()
+        except libvirt.libvirtError:
+            return
+
+    def guests(self) -> list[Guest]:
+        """All VMs that libvirt knows here, by name."""
+        with doing(f"list the VMs of {self.name}"):
+            return sorted(
+                (Guest(self, domain) for domain in self.connection.listAllDomains()), key=lambda guest: guest.name
+            )
+
+    def guest(self, name: str) -> Guest | None:
+        """The VM of that very name, or ``None``."""
+        with doing(f"look up VM {name!r}"):
+            try:
+                return Guest(self, self.connection.lookupByName(name))
+            except libvirt.libvirtError as exc:
+                if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    return None
+                raise
+
+    def look(self, guests: t.Sequence[Guest]) -> list[Observation]:
+        """Look at many VMs with few calls. VMs that vanish meanwhile are left out."""
+        if not guests:
+            return []
+        with doing(f"look at the VMs of {self.name}"):
+            stats = {
+                domain.UUIDString(): values
+                for domain, values in self.connection.domainListGetStats(
+                    [guest.domain for guest in guests], libvirt.VIR_DOMAIN_STATS_STATE, 0
+                )
+            }
+            saved, persistent = (
+                {domain.UUIDString() for domain in self.connection.listAllDomains(flag)}
+                for flag in (libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE, libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
+            )
+        seen = []
+        for guest in guests:
+            state = stats.get(guest.uuid)
+            if state is None:
+                continue
+            try:
+                instance = guest.recall(persistent=guest.uuid in persistent)
+            except NotFound:
+                continue
+            seen.append(
+                Observation(
+                    name=guest.name,
+                    uuid=guest.uuid,
+                    state=state.get("state.state", libvirt.VIR_DOMAIN_NOSTATE),
+                    reason=state.get("state.reason", 0),
+                    managed_save=guest.uuid in saved,
+                    persistent=guest.uuid in persistent,
+                    instance=instance,
+                    running=lock.holder(guest.uuid),
+                )
+            )
+        return seen
+
+
+def pick(guests: t.Sequence[Guest], wanted: t.Sequence[str]) -> list[Guest | LifecycleError]:
+    """For each name or UUID in *wanted*, the VM or the error.
+
+    :returns: In the order of *wanted*; a VM that is named twice comes once.
+    """
+    by_name = {guest.name: guest for guest in guests}
+    by_uuid = {guest.uuid: guest for guest in guests}
+    found: list[Guest | LifecycleError] = []
+    seen: set[str] = set()
+    for word in wanted:
+        named, numbered = by_name.get(word), by_uuid.get(word.lower())
+        if named and numbered and named.uuid != numbered.uuid:
+            found.append(
+                Ambiguous(
+                    f"{word} is the name of the VM with UUID {named.uuid} and the UUID of VM {numbered.name}.",
+                    hint=f"Say {named.uuid} for the first or {numbered.name} for the second.",
+                    name=word,
+                )
+            )
+            continue
+        guest = named or numbered
+        if guest is None:
+            found.append(NotFound(f"There is no VM with the name or UUID {word!r} here.", name=word))
+        elif guest.uuid not in seen:
+            seen.add(guest.uuid)
+            found.append(guest)
+    return found

@@ -1,0 +1,253 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""What we remember of a VM: one element in the domain's own ``<metadata>``, read and written as a tree.
+
+libvirt keeps it with the definition, carries it along in a migration and shows it in ``virsh dumpxml``. libvirt puts
+the namespace prefix on all elements when it writes the domain XML and takes it off again in ``virDomainGetMetadata``,
+so elements are read by their local names.
+"""
+
+from __future__ import annotations
+
+import typing as t
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field, replace
+
+from .._core.errors import Invalid, Unsupported
+from .._core.journal import Journal
+from .flavor import Flavor
+
+NAMESPACE = "urn:kvmops:lifecycle:instance"
+PREFIX = "kvmops"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The user's lock (Nova: ``lock`` with ``locked_reason``)."""
+
+    since: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A state that libvirt cannot know and that outlives the operation that brought it about.
+
+    :param state: Nova's vm_state: ``soft-delete``, ``error`` …
+    :param since: Stamp of when it came about.
+    :param data: What leaving the state needs: ``power_before``, ``reclaim_at`` …
+    """
+
+    state: str
+    since: str
+    data: t.Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk that a launch made, and may therefore remove.
+
+    :param role: ``root``, ``ephemeral``, ``swap`` or ``config``.
+    :param target: The device name in the guest: ``vda``.
+    :param path: The file on the host.
+    """
+
+    role: str
+    target: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where a VM that we launched comes from.
+
+    :param at: Stamp of the launch.
+    :param by: Who launched it: ``user@node``.
+    :param image: The image as the user named it.
+    :param base: The file in the base cache that the root disk is an overlay of.
+    :param base_format: Its format.
+    :param base_sha256: Its hash, hexadecimal.
+    :param storage: The directory under which its own directory lies.
+    :param spec: What the user asked for that the domain XML does not tell again: a hash per option.
+    """
+
+    at: str
+    by: str
+    image: str
+    base: str
+    base_format: str
+    base_sha256: str
+    storage: str
+    spec: t.Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """The whole of what we remember. An empty one is the same as none at all.
+
+    :param marks: From the oldest to the newest; the newest is the VM's state.
+    :param foreign: Elements of this schema that this version does not know, kept as they are.
+    """
+
+    lock: Lock | None = None
+    flavor: Flavor | None = None
+    launch: Launch | None = None
+    disks: tuple[Disk, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    journal: Journal | None = None
+    foreign: tuple[str, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to remember."""
+        return self == Instance()
+
+    @property
+    def mark(self) -> Mark | None:
+        """The newest mark."""
+        return self.marks[-1] if self.marks else None
+
+    def marked(self, mark: Mark) -> Instance:
+        """With *mark* on top, in the place of one of the same state."""
+        return replace(self, marks=(*self.unmarked(mark.state).marks, mark))
+
+    def unmarked(self, state: str) -> Instance:
+        """Without the mark of *state*."""
+        return replace(self, marks=tuple(mark for mark in self.marks if mark.state != state))
+
+
+def dump(instance: Instance) -> str:
+    """The element for ``virDomainSetMetadata``: no prefixes, libvirt adds them."""
+    root = ET.Element("instance", {"schema": str(SCHEMA)})
+    if instance.lock:
+        ET.SubElement(root, "lock", {"since": instance.lock.since}).text = instance.lock.reason
+    if instance.flavor:
+        f = instance.flavor
+        node = ET.SubElement(
+            root,
+            "flavor",
+            {"name": f.name, "vcpus": str(f.vcpus), "memory": str(f.memory), "root": str(f.root), "swap": str(f.swap)},
+        )
+        for size in f.ephemeral:
+            ET.SubElement(node, "ephemeral", {"size": str(size)})
+    if instance.launch:
+        launch = instance.launch
+        node = ET.SubElement(root, "launch", {"at": launch.at, "by": launch.by, "storage": launch.storage})
+        ET.SubElement(node, "image").text = launch.image
+        base = {"format": launch.base_format, "sha256": launch.base_sha256}
+        ET.SubElement(node, "base", base).text = launch.base
+        for key in sorted(launch.spec):
+            ET.SubElement(node, "spec", {"name": key}).text = launch.spec[key]
+    for disk in instance.disks:
+        ET.SubElement(root, "disk", {"role": disk.role, "target": disk.target}).text = disk.path
+    for mark in instance.marks:
+        node = ET.SubElement(root, "state", {"value": mark.state, "since": mark.since})
+        for key in sorted(mark.data):
+            ET.SubElement(node, "data", {"name": key}).text = mark.data[key]
+    if instance.journal:
+        j = instance.journal
+        attributes = {"action": j.action, "since": j.since, "node": j.node, "pid": str(j.pid), "step": j.step}
+        ET.SubElement(root, "journal", attributes).text = j.dump_data()
+    for text in instance.foreign:
+        root.append(ET.fromstring(text))
+    return ET.tostring(root, encoding="unicode")
+
+
+def load(root: ET.Element | str | None) -> Instance:
+    """What :func:`dump` wrote, from the element or its text; ``None`` is an empty instance.
+
+    :raises Unsupported: A newer version of the collection wrote it.
+    :raises Invalid: It cannot be read.
+    """
+    if root is None:
+        return Instance()
+    try:
+        node = ET.fromstring(root) if isinstance(root, str) else root
+        schema = int(node.get("schema", "0"))
+        if schema > SCHEMA:
+            raise Unsupported(
+                f"The VM's metadata has schema {schema}; this version of kvmops.lifecycle knows up to {SCHEMA}.",
+                hint="Use the version of the collection that wrote it, or a newer one.",
+            )
+        return _load(node)
+    except (ET.ParseError, ValueError, KeyError) as exc:
+        raise Invalid(
+            f"The VM's metadata in the namespace {NAMESPACE} cannot be read: {exc}.",
+            hint="Remove it with 'virsh metadata --remove', or mend it with 'virsh edit'.",
+        ) from exc
+
+
+def find(domain: ET.Element) -> Instance:
+    """The instance in a whole domain's XML."""
+    return load(domain.find(f"metadata/{{{NAMESPACE}}}instance"))
+
+
+def _local(node: ET.Element) -> str:
+    return node.tag.rpartition("}")[2]
+
+
+def _data(node: ET.Element, name: str) -> dict[str, str]:
+    return {child.attrib["name"]: child.text or "" for child in node if _local(child) == name}
+
+
+def _load(root: ET.Element) -> Instance:
+    lock: Lock | None = None
+    flavor: Flavor | None = None
+    launch: Launch | None = None
+    journal: Journal | None = None
+    disks: list[Disk] = []
+    marks: list[Mark] = []
+    foreign: list[str] = []
+    for node in root:
+        kind, text, attributes = _local(node), node.text or "", node.attrib
+        if kind == "lock":
+            lock = Lock(since=attributes["since"], reason=text)
+        elif kind == "flavor":
+            flavor = Flavor(
+                name=attributes["name"],
+                vcpus=int(attributes["vcpus"]),
+                memory=int(attributes["memory"]),
+                root=int(attributes["root"]),
+                swap=int(attributes["swap"]),
+                ephemeral=tuple(int(child.attrib["size"]) for child in node),
+            )
+        elif kind == "launch":
+            children = {_local(child): child for child in node}
+            launch = Launch(
+                at=attributes["at"],
+                by=attributes["by"],
+                storage=attributes["storage"],
+                image=children["image"].text or "",
+                base=children["base"].text or "",
+                base_format=children["base"].attrib["format"],
+                base_sha256=children["base"].attrib["sha256"],
+                spec=_data(node, "spec"),
+            )
+        elif kind == "disk":
+            disks.append(Disk(role=attributes["role"], target=attributes["target"], path=text))
+        elif kind == "state":
+            marks.append(Mark(state=attributes["value"], since=attributes["since"], data=_data(node, "data")))
+        elif kind == "journal":
+            journal = Journal(
+                action=attributes["action"],
+                since=attributes["since"],
+                node=attributes["node"],
+                pid=int(attributes["pid"]),
+                step=attributes["step"],
+                data=Journal.load_data(text),
+            )
+        else:
+            foreign.append(_plain(node))
+    return Instance(lock, flavor, launch, tuple(disks), tuple(marks), journal, tuple(foreign))
+
+
+def _plain(node: ET.Element) -> str:
+    """*node* as text without namespaces, as ``virDomainSetMetadata`` takes it."""
+    copy = ET.fromstring(ET.tostring(node))
+    for each in copy.iter():
+        each.tag = _local(each)
+    copy.tail = None
+    return ET.tostring(copy, encoding="unicode")

@@ -1,0 +1,332 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""Look, plan, act, report: the only place that knows check mode, diff, ``exit_json`` and ``fail_json``.
+
+A module that acts gives :func:`run_module` one function that looks at one VM and returns a :class:`.Plan`. A module
+that only looks gives :func:`run_query` one function that returns the result.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import typing as t
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+
+from ._core import lock
+from ._core.clock import Clock, stamp
+from ._core.errors import Busy, LifecycleError, Locked, NotFound, Unreachable
+from ._core.journal import Journal
+from ._core.plan import Plan
+from ._core.spec import Spec
+from ._libvirt import MISSING, Guest, Host, open_host
+from ._libvirt.host import pick
+from ._model import status
+from ._model.actions import ACTIONS
+from ._model.instance import Instance
+from ._model.status import Observation, State
+
+Result = dict[str, t.Any]
+
+
+@dataclass
+class Context:
+    """What a module's function is handed beside the VM."""
+
+    host: Host
+    params: t.Mapping[str, t.Any]
+    clock: Clock
+
+
+@dataclass
+class Subject:
+    """One VM that a task is about.
+
+    :param name: As the task named it, or the VM's own name.
+    :param guest: ``None`` while there is no such VM.
+    :param seen: The look that ``state`` is read from; ``None`` with ``guest``.
+    """
+
+    name: str
+    guest: Guest | None = None
+    seen: Observation | None = None
+    journal: Journal | None = field(default=None, repr=False)
+
+    @property
+    def state(self) -> State | None:
+        """What was seen, in Nova's words."""
+        return status.read(self.seen) if self.seen else None
+
+    @property
+    def instance(self) -> Instance:
+        """What we remember of it."""
+        return self.seen.instance if self.seen else Instance()
+
+    def there(self) -> tuple[Guest, Observation, State]:
+        """For functions that are called for VMs that exist only."""
+        assert self.guest is not None
+        assert self.seen is not None
+        return self.guest, self.seen, status.read(self.seen)
+
+
+Decide = t.Callable[[Context, Subject], Plan]
+Ask = t.Callable[[Context], Result]
+
+
+def run_module(
+    spec: Spec,
+    decide: Decide,
+    *,
+    may_be_missing: bool = False,
+    **options: t.Any,
+) -> None:
+    """Run a module that acts on VMs.
+
+    :param spec: Argument spec; it has the parts ``connection``, ``selection`` and, unless nothing in it asks for the
+        lock, ``override_lock`` of :mod:`._core.spec`.
+    :param decide: Looks at one VM and returns the plan. It changes nothing. It is called once without and, when there
+        is something to do, once with the VM's operation lock held.
+    :param may_be_missing: Call *decide* for names that no VM has, too.
+    :param options: For ``AnsibleModule``: ``required_if`` and the like.
+    """
+    module = _module(spec, **options)
+    context = _connect(module)
+    runner = _Runner(module, context, decide)
+    try:
+        outcomes = runner.run(_select(context, module.params["name"], may_be_missing))
+    except LifecycleError as exc:
+        _fail(module, exc)
+    finally:
+        context.host.close()
+    _report(module, outcomes)
+
+
+def run_query(spec: Spec, ask: Ask, **options: t.Any) -> None:
+    """Run a module that only looks: *ask* returns what it found."""
+    module = _module(spec, **options)
+    context = _connect(module)
+    try:
+        found = ask(context)
+    except LifecycleError as exc:
+        _fail(module, exc)
+    finally:
+        context.host.close()
+    module.exit_json(changed=False, **found)
+
+
+# ---- around the work
+
+
+def _module(spec: Spec, **options: t.Any) -> AnsibleModule:
+    module = AnsibleModule(argument_spec=spec, supports_check_mode=True, **options)
+    if MISSING is not None:
+        module.fail_json(
+            msg=missing_required_lib("libvirt-python", url="https://libvirt.org/python.html"), exception=MISSING
+        )
+    return module
+
+
+def _connect(module: AnsibleModule) -> Context:
+    try:
+        host = open_host(module.params["uri"], timeout=module.params["connect_timeout"])
+    except LifecycleError as exc:
+        _fail(module, exc)
+    return Context(host=host, params=module.params, clock=Clock())
+
+
+def _fail(module: AnsibleModule, exc: LifecycleError) -> t.NoReturn:
+    module.fail_json(msg=str(exc), code=exc.code, details=exc.details)
+    raise AssertionError("fail_json returned")
+
+
+def _select(context: Context, names: t.Sequence[str], may_be_missing: bool) -> list[Subject | LifecycleError]:
+    wanted = pick(context.host.guests(), names)
+    seen = {each.uuid: each for each in context.host.look([guest for guest in wanted if isinstance(guest, Guest)])}
+    subjects: list[Subject | LifecycleError] = []
+    for found in wanted:
+        if isinstance(found, Guest):
+            look = seen.get(found.uuid)
+            subjects.append(Subject(found.name, found, look) if look else Subject(found.name))
+        elif may_be_missing and found.code == "not_found":
+            subjects.append(Subject(found.details["name"]))
+        else:
+            subjects.append(found)
+    return subjects
+
+
+@dataclass
+class _Outcome:
+    """What came of one VM."""
+
+    result: Result
+    diff: Result | None = None
+    warnings: t.Sequence[str] = ()
+    error: LifecycleError | None = None
+
+
+class _Runner:
+    """Carries out one task on many VMs."""
+
+    def __init__(self, module: AnsibleModule, context: Context, decide: Decide) -> None:
+        self.module = module
+        self.context = context
+        self.decide = decide
+
+    def run(self, subjects: t.Sequence[Subject | LifecycleError]) -> list[_Outcome]:
+        """All of them, at most ``concurrency`` at once; one that fails does not stop the others."""
+        with ThreadPoolExecutor(max_workers=max(1, self.context.params["concurrency"])) as pool:
+            return list(pool.map(self._one, subjects))
+
+    def _one(self, subject: Subject | LifecycleError) -> _Outcome:
+        if isinstance(subject, LifecycleError):
+            return _failed({"name": str(subject.details.get("name", ""))}, subject)
+        began = time.monotonic()
+        result: Result = {"name": subject.name, "host": self.context.host.name}
+        try:
+            plan = self._plan(subject)
+            if plan.changed and not self.module.check_mode:
+                plan = self._act(plan.action, subject, result)
+        except LifecycleError as exc:
+            _refresh(subject)
+            return _failed(self._tell(subject, result), exc)
+        result.update(self._tell(subject, result, plan))
+        result["seconds"] = round(time.monotonic() - began, 3)
+        return _Outcome(result, plan.diff(subject.name) if plan.changed else None, plan.warnings)
+
+    def _plan(self, subject: Subject) -> Plan:
+        plan = self.decide(self.context, subject)
+        held = subject.instance.lock
+        if plan.changed and held and ACTIONS[plan.action].lock and not self.context.params.get("override_lock"):
+            raise Locked(
+                f"VM {subject.name} is locked since {held.since}"
+                + (f" ({held.reason})" if held.reason else "")
+                + f": {plan.action} is refused.",
+                hint="Unlock it with vm_lock, or say override_lock: true.",
+                since=held.since,
+                reason=held.reason,
+            )
+        return plan
+
+    def _act(self, action: str, subject: Subject, result: Result) -> Plan:
+        """Take the VM's operation lock, look again, plan again, carry out."""
+        key = subject.guest.uuid if subject.guest else f"name-{subject.name}"
+        now = stamp(self.context.clock.now())
+        with lock.hold(key, {"action": action, "since": now, "pid": os.getpid()}, name=subject.name):
+            if subject.guest:
+                subject.seen = subject.guest.look()
+            journal = subject.instance.journal
+            if journal and not journal.ours and action != "reset_state":  # which is the way out
+                raise Busy(
+                    f"VM {subject.name} is busy: {journal.action} since {journal.since}, by process {journal.pid}"
+                    f" of the machine {journal.node}.",
+                    hint=f"Run that task again from {journal.node}, or clear it with vm_status if it is dead.",
+                    running=journal.tell(),
+                )
+            plan = self._plan(subject)
+            if plan.changed:
+                self._carry_out(plan, subject, result)
+        _refresh(subject)
+        return plan
+
+    def _carry_out(self, plan: Plan, subject: Subject, result: Result) -> None:
+        taken = result.setdefault("steps", [])
+        figures = result.setdefault("figures", {})
+        if plan.journaled and subject.journal is None:
+            subject.journal = subject.instance.journal or Journal.begin(plan.action, self.context.clock.now())
+        for index, step in enumerate(plan.steps):
+            try:
+                if plan.journaled and subject.journal:
+                    subject.journal = subject.journal.at(step.name)
+                    _write_journal(subject)
+                figures.update(step.do() or {})
+            except LifecycleError:
+                self._undo(plan, index, subject)
+                raise
+            taken.append(step.name)
+        if plan.journaled:
+            subject.journal = None
+            _write_journal(subject)
+
+    def _undo(self, plan: Plan, failed: int, subject: Subject) -> None:
+        """Take back the step that failed and those before it, the newest first. A plan whose steps cannot be taken back
+        keeps its journal: the next run goes on from there."""
+        undos = [step.undo for step in plan.steps[: failed + 1]]
+        for undo in reversed(undos):
+            if undo:
+                undo()
+        if plan.journaled and any(undos):
+            subject.journal = None
+            _write_journal(subject)
+
+    def _tell(self, subject: Subject, result: Result, plan: Plan | None = None) -> Result:
+        """What every result says of its VM: as it is now or, in check mode, as it would be."""
+        state = subject.state
+        told: Result = dict(result)
+        if subject.guest and subject.seen:
+            told.update(name=subject.guest.name, uuid=subject.guest.uuid)
+        told["status"] = state.status if state else "ABSENT"
+        told["power_state"] = state.power_state if state else "NOSTATE"
+        told["task_state"] = state.task_state if state else ""
+        told.setdefault("steps", [])
+        told["figures"] = dict(told.get("figures", {}))
+        told["changed"] = bool(told["steps"])
+        if plan:
+            told["figures"] = {**plan.figures, **told["figures"]}
+            told["changed"] = plan.changed
+            if self.module.check_mode and plan.changed:
+                told["steps"] = [step.name for step in plan.steps]
+                told.update({key: plan.after[key] for key in ("status", "power_state") if key in plan.after})
+        return told
+
+
+def _refresh(subject: Subject) -> None:
+    """Look again, for the result: as it is, not as it was planned. A VM may be gone."""
+    if subject.guest is None:
+        subject.seen = None
+        return
+    try:
+        subject.seen = subject.guest.look(running=subject.guest.running_operation())
+    except NotFound:
+        subject.guest = subject.seen = None
+    except Unreachable:
+        return  # what is reported is what was seen last
+
+
+def _write_journal(subject: Subject) -> None:
+    """Write ``subject.journal`` into the VM's metadata; a VM that is not defined yet, or not any more, has none."""
+    guest = subject.guest
+    if guest is None:
+        return
+    guest.remember(replace(guest.recall(), journal=subject.journal))
+
+
+def _failed(result: Result, exc: LifecycleError) -> _Outcome:
+    result.update(failed=True, msg=str(exc), code=exc.code, details=exc.details)
+    result.setdefault("changed", False)
+    return _Outcome(result, error=exc)
+
+
+def _report(module: AnsibleModule, outcomes: t.Sequence[_Outcome]) -> None:
+    told: Result = {
+        "changed": any(outcome.result["changed"] for outcome in outcomes),
+        "vms": [outcome.result for outcome in outcomes],
+    }
+    for outcome in outcomes:
+        for warning in outcome.warnings:
+            module.warn(f"{outcome.result['name']}: {warning}")
+    if module._diff:
+        told["diff"] = [outcome.diff for outcome in outcomes if outcome.diff]
+    errors = [outcome.error for outcome in outcomes if outcome.error]
+    if not errors:
+        module.exit_json(**told)
+    summary = (
+        str(errors[0])
+        if len(outcomes) == 1
+        else f"{len(errors)} of {len(outcomes)} VMs failed. " + " ".join(str(error) for error in errors)
+    )
+    module.fail_json(msg=summary, code=errors[0].code, details=errors[0].details, **told)
