@@ -13,12 +13,16 @@ pip=24.2
 exec 9>"$BUILD/sanity.lock"
 flock 9
 
-# A home of its own, so that the stand-in for get-pip is nobody else's. pip keeps its configuration: ansible-test passes
-# no environment on, only the home.
+# A home of its own, so that the stand-in for get-pip is nobody else's. ansible-test hands on the home but not the rest
+# of the environment: the way to the package index, as a file or as PIP_..., has to be found in there.
 home=$BUILD/home
 cache=$home/.ansible/test/cache
-mkdir -p "$cache" "$home/.config"
-[ ! -d "$HOME/.config/pip" ] || ln -sfn "$HOME/.config/pip" "$home/.config/pip"
+mkdir -p "$cache" "$home/.pip" "$home/.config/pip"
+[ ! -e "$HOME/.config/pip/pip.conf" ] || ln -sfn "$HOME/.config/pip/pip.conf" "$home/.pip/pip.conf"
+{
+    printf '[global]\nquiet = 2\n'
+    env | sed -n '/^PIP_\(CONFIG_FILE\|QUIET\|VERBOSE\)=/d; s/^PIP_\([A-Z_]*\)=/\L\1\E = /p'
+} >"$home/.config/pip/pip.conf"
 [ -e "$cache/pip-$pip-py3-none-any.whl" ] ||
     python -m pip download -q --disable-pip-version-check --no-deps --dest "$cache" "pip==$pip"
 cp "$REPO/tests/sanity/get_pip.py" "$cache/get_pip_${pip/./_}.py"
