@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 # Sourced by the scripts in tests/: where things are, and the environment that every tool of ours runs in.
-# It leaves nothing in the user's home and takes nothing from it.
+# Nothing of Ansible's is read from the user's home, or left there.
 # shellcheck shell=bash
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 BUILD=$REPO/.build
