@@ -15,9 +15,9 @@ artefact=("$place"/*.tar.gz)
 
 strangers=$(comm -23 \
     <(tar -tzf "${artefact[0]}" | grep -v '/$' | sort) \
-    <({ git -C "$REPO" ls-files; printf '%s\n' FILES.json MANIFEST.json; } | sort))
+    <({ git -C "$REPO" ls-files --cached --others --exclude-standard; printf '%s\n' FILES.json MANIFEST.json; } | sort))
 if [ -n "$strangers" ]; then
-    printf 'build: in the artefact, but not in git (see build_ignore in galaxy.yml):\n%s\n' "$strangers"
+    printf 'build: in the artefact, but not in git, or ignored by it (see build_ignore in galaxy.yml):\n%s\n' "$strangers"
     exit 1
 fi
 

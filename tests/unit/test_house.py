@@ -36,7 +36,7 @@ RINGS = {
     "modules": _ring(inside="_module _model _core _libvirt _images", outside="ansible.module_utils"),
     "_module": _ring(inside="_model _core _libvirt _images", outside="ansible.module_utils"),
     "_libvirt": _ring(inside="_model _core", outside="libvirt libvirt_qemu"),
-    "_images": _ring(inside="_core", outside="openstack oslo_utils"),
+    "_images": _ring(inside="_core", outside="openstack oslo_utils pycdlib"),
     "_model": _ring(inside="_core"),
     "_core": _ring(),
     "doc_fragments": _ring(),
