@@ -29,21 +29,18 @@ fi
 
 # Nothing that this run starts is shared with another run.
 export KVMOPS_LAB=run-$$
+unset KVMOPS_LAB_DIR
 
 # Every part is a process group of its own, so that all of it can be ended.
 set -m
 group=
 
-end_part() {
-    [ -z "$group" ] || kill -TERM -- "-$group" 2>/dev/null || return 0
-}
-
-finish() {
-    trap '' INT TERM HUP
-    end_part
+tear_down() {
+    [ -z "$group" ] || kill -TERM -- "-$group" 2>/dev/null
     wait
+    "$REPO/tests/lab/lab" down
 }
-trap finish EXIT
+trap 'trap "" INT TERM HUP; tear_down' EXIT
 trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
@@ -51,6 +48,7 @@ trap 'exit 143' TERM
 "$REPO/tests/setup.sh" </dev/null &
 group=$!
 wait "$group" || exit 1
+group=
 
 table=$(printf '%-12s %-7s %7s' part result seconds)
 passed=0
@@ -70,6 +68,14 @@ for part in "${parts[@]}"; do
     group=
     table+=$(printf '\n%-12s %-7s %7d' "$part" "$result" $((SECONDS - start)))
 done
+
+trap '' INT TERM HUP
+trap - EXIT
+echo
+tear_down || {
+    echo "tests/run.sh: the lab could not be taken down" >&2
+    failed=$((failed + 1))
+}
 
 printf '\n%s\n\n%d passed, %d failed\n' "$table" "$passed" "$failed"
 [ "$failed" = 0 ]
