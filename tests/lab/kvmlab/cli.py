@@ -1,0 +1,205 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any, Dict, List, Sequence
+
+from . import hosts
+from .lab import BASE, IMAGES, PRIVATE, SHARED, VENV, Lab, labs_under
+from .util import LabError, say
+
+
+def _shell_quote(word: str) -> str:
+    return "'" + word.replace("'", "'\\''") + "'"
+
+
+def ssh_options(lab: Lab) -> List[str]:
+    """Nothing of the user's own ssh settings plays in; a connection is shared by what comes within half a minute."""
+    options = {
+        "UserKnownHostsFile": lab.dir / "ssh" / "known_hosts",
+        "GlobalKnownHostsFile": "/dev/null",
+        "StrictHostKeyChecking": "yes",
+        "IdentitiesOnly": "yes",
+        "ControlMaster": "auto",
+        "ControlPersist": "30s",
+        "ControlPath": "%s/%%C" % lab.control,
+        "ServerAliveInterval": "5",
+        "ServerAliveCountMax": "3",
+        "ConnectTimeout": "10",
+        "LogLevel": "ERROR",
+    }
+    words = ["-F", "/dev/null"]
+    for key, value in options.items():
+        words += ["-o", "%s=%s" % (key, value)]
+    return words
+
+
+def uri_from_machine(lab: Lab, host: str) -> str:
+    return "qemu+tls://%s/system?pkipath=%s" % (lab.address(host), lab.pki)
+
+
+def inventory(lab: Lab) -> Dict[str, Any]:
+    """The inventory, as data."""
+    members = {}
+    for host in lab.hosts():
+        members[host] = {
+            "ansible_host": lab.address(host),
+            "lab_host_uuid": hosts.host_uuid(lab, host),
+            "lab_uri": uri_from_machine(lab, host),
+            "lab_uri_tls": "qemu+tls://%s/system" % host,
+            "lab_uri_ssh": "qemu+ssh://root@%s/system" % host,
+        }
+    settings = lab.settings()
+    variables = {
+        "ansible_user": "root",
+        "ansible_ssh_private_key_file": str(lab.key),
+        "ansible_ssh_args": " ".join(ssh_options(lab)),
+        "ansible_pipelining": True,
+        "ansible_ssh_pipelining": True,
+        "ansible_python_interpreter": VENV + "/bin/python",
+        "lab_name": lab.name,
+        "lab_dir": str(lab.dir),
+        "lab_subnet": settings.subnet + ".0/24",
+        "lab_controller": "%s.254" % settings.subnet,
+        "lab_pki": str(lab.pki),
+        "lab_images": IMAGES,
+        "lab_guest_image": IMAGES + "/guest.qcow2",
+        "lab_guest_generic_image": IMAGES + "/guest-generic.qcow2",
+        "lab_rescue_image": IMAGES + "/rescue.qcow2",
+        "lab_shared": SHARED,
+        "lab_private": PRIVATE,
+        "lab_bridge": "br0",
+        "lab_network": "default",
+    }
+    return {"all": {"children": {"kvm_hosts": {"hosts": members, "vars": variables}}}}
+
+
+def _yaml(data: Dict[str, Any], indent: int = 0) -> str:
+    lines = []
+    for key, value in data.items():
+        if isinstance(value, dict):
+            lines += ["%s%s:" % (" " * indent, key), _yaml(value, indent + 2)]
+        else:
+            lines.append("%s%s: %s" % (" " * indent, key, json.dumps(value)))
+    return "\n".join(lines)
+
+
+# ---- commands
+
+
+def command_up(args: argparse.Namespace) -> int:
+    lab = Lab(args.name, args.dir)
+    booted = hosts.up(lab, args.hosts, args.install, args.private_size, args.shared_size)
+    if booted:
+        say("lab %s is up: %s" % (lab.name, " ".join(lab.hosts())))
+    else:
+        say("lab %s was up: nothing to do" % lab.name)
+    return 0
+
+
+def command_down(args: argparse.Namespace) -> int:
+    labs = labs_under(BASE) if args.all else [Lab(args.name, args.dir)]
+    if args.all and args.dir:
+        raise LabError("--all and --dir do not go together")
+    for lab in labs:
+        if hosts.down(lab, args.keep):
+            say("lab %s is down" % lab.name)
+        else:
+            say("lab %s was not there" % lab.name)
+    return 0
+
+
+def command_inventory(args: argparse.Namespace) -> int:
+    data = inventory(Lab(args.name, args.dir))
+    if args.json:
+        print(json.dumps(data, indent=2))
+    else:
+        print("---\n" + _yaml(data))
+    return 0
+
+
+def command_env(args: argparse.Namespace) -> int:
+    lab = Lab(args.name, args.dir)
+    lab.settings()
+    values = {"KVMOPS_LAB": lab.name, "KVMOPS_LAB_DIR": str(lab.dir)}
+    if lab.hosts():
+        values["LIBVIRT_DEFAULT_URI"] = uri_from_machine(lab, lab.hosts()[0])
+    for key, value in values.items():
+        print("export %s=%s" % (key, _shell_quote(value)))
+    return 0
+
+
+def command_exec(args: argparse.Namespace) -> int:
+    lab = Lab(args.name, args.dir)
+    lab.check_host(args.host)
+    argv = lab.enter(args.host) + (args.command or ["bash", "-l"])
+    environment = lab.environment("exec")
+    environment["TERM"] = os.environ.get("TERM", "dumb")
+    os.execvpe(argv[0], argv, environment)
+
+
+def command_ssh(args: argparse.Namespace) -> int:
+    lab = Lab(args.name, args.dir)
+    lab.check_host(args.host)
+    argv = ["ssh", *ssh_options(lab), "-i", str(lab.key), "root@" + lab.address(args.host), *args.command]
+    os.execvp(argv[0], argv)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="lab", description="Several real KVM hosts on one machine. See README.md.")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--name", default="", help="the lab's name (default: $KVMOPS_LAB, or lab)")
+    common.add_argument("--dir", help="its directory (default: $KVMOPS_LAB_DIR, or .lab/NAME in the repository)")
+    commands = top.add_subparsers(dest="what", required=True, metavar="COMMAND")
+
+    def add(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, parents=[common], help=text, description=text)
+        sub.set_defaults(function=function)
+        return sub
+
+    sub = add("up", command_up, "make a lab and boot its hosts; what runs already is left alone")
+    sub.add_argument("--hosts", type=int, metavar="N", help="at least so many hosts (default: those it has, or 2)")
+    sub.add_argument("--install", action="store_true", help="install missing Debian packages with apt-get")
+    sub.add_argument("--private-size", default=hosts.PRIVATE_SIZE, help="of each host's own storage (%(default)s)")
+    sub.add_argument("--shared-size", default=hosts.SHARED_SIZE, help="of the shared storage (%(default)s)")
+
+    sub = add("down", command_down, "stop everything and remove it, whatever state it is in")
+    sub.add_argument("--all", action="store_true", help="all labs of this repository")
+    sub.add_argument("--keep", action="store_true", help="stop everything, keep the disks for the next up")
+
+    sub = add("inventory", command_inventory, "print an Ansible inventory (group kvm_hosts)")
+    sub.add_argument("--json", action="store_true", help="as JSON")
+
+    add("env", command_env, "print shell settings: eval \"$(lab env)\"")
+
+    sub = add("exec", command_exec, "run a command in a host, directly (no command: a shell)")
+    sub.add_argument("host")
+    sub.add_argument("command", nargs=argparse.REMAINDER)
+
+    sub = add("ssh", command_ssh, "log in to a host by ssh, or run a command there")
+    sub.add_argument("host")
+    sub.add_argument("command", nargs=argparse.REMAINDER)
+    return top
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parser().parse_args(argv)
+    try:
+        status = args.function(args)
+        sys.stdout.flush()
+        return int(status)
+    except LabError as error:
+        say("error: %s" % error)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
