@@ -14,7 +14,7 @@ import os
 import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
@@ -24,54 +24,11 @@ from ._core.errors import Busy, LifecycleError, Locked, NotFound, Unreachable
 from ._core.journal import Journal
 from ._core.plan import Plan
 from ._core.spec import Spec
-from ._libvirt import MISSING, Guest, Host, open_host
-from ._libvirt.host import pick
-from ._model import status
+from ._libvirt import MISSING, Guest, open_host, pick, storage_of
 from ._model.actions import ACTIONS
-from ._model.instance import Instance
-from ._model.status import Observation, State
+from ._task import Context, Subject
 
 Result = dict[str, t.Any]
-
-
-@dataclass
-class Context:
-    """What a module's function is handed beside the VM."""
-
-    host: Host
-    params: t.Mapping[str, t.Any]
-    clock: Clock
-
-
-@dataclass
-class Subject:
-    """One VM that a task is about.
-
-    :param name: As the task named it, or the VM's own name.
-    :param guest: ``None`` while there is no such VM.
-    :param seen: The look that ``state`` is read from; ``None`` with ``guest``.
-    """
-
-    name: str
-    guest: Guest | None = None
-    seen: Observation | None = None
-    journal: Journal | None = field(default=None, repr=False)
-
-    @property
-    def state(self) -> State | None:
-        """What was seen, in Nova's words."""
-        return status.read(self.seen) if self.seen else None
-
-    @property
-    def instance(self) -> Instance:
-        """What we remember of it."""
-        return self.seen.instance if self.seen else Instance()
-
-    def there(self) -> tuple[Guest, Observation, State]:
-        """For functions that are called for VMs that exist only."""
-        assert self.guest is not None
-        assert self.seen is not None
-        return self.guest, self.seen, status.read(self.seen)
 
 
 Decide = t.Callable[[Context, Subject], Plan]
@@ -83,6 +40,7 @@ def run_module(
     decide: Decide,
     *,
     may_be_missing: bool = False,
+    everything: t.Callable[[Subject], bool] | None = None,
     **options: t.Any,
 ) -> None:
     """Run a module that acts on VMs.
@@ -92,17 +50,18 @@ def run_module(
     :param decide: Looks at one VM and returns the plan. It changes nothing. It is called once without and, when there
         is something to do, once with the VM's operation lock held.
     :param may_be_missing: Call *decide* for names that no VM has, too.
+    :param everything: Which of all the VMs the task is about when it names none.
     :param options: For ``AnsibleModule``: ``required_if`` and the like.
     """
     module = _module(spec, **options)
     context = _connect(module)
     runner = _Runner(module, context, decide)
     try:
-        outcomes = runner.run(_select(context, module.params["name"], may_be_missing))
+        outcomes = runner.run(_select(context, may_be_missing, everything))
     except LifecycleError as exc:
         _fail(module, exc)
     finally:
-        context.host.close()
+        context.close()
     _report(module, outcomes)
 
 
@@ -115,7 +74,7 @@ def run_query(spec: Spec, ask: Ask, **options: t.Any) -> None:
     except LifecycleError as exc:
         _fail(module, exc)
     finally:
-        context.host.close()
+        context.close()
     module.exit_json(changed=False, **found)
 
 
@@ -136,7 +95,7 @@ def _connect(module: AnsibleModule) -> Context:
         host = open_host(module.params["uri"], timeout=module.params["connect_timeout"])
     except LifecycleError as exc:
         _fail(module, exc)
-    return Context(host=host, params=module.params, clock=Clock())
+    return Context(host=host, params=module.params, clock=Clock(), storage=storage_of(host))
 
 
 def _fail(module: AnsibleModule, exc: LifecycleError) -> t.NoReturn:
@@ -144,8 +103,12 @@ def _fail(module: AnsibleModule, exc: LifecycleError) -> t.NoReturn:
     raise AssertionError("fail_json returned")
 
 
-def _select(context: Context, names: t.Sequence[str], may_be_missing: bool) -> list[Subject | LifecycleError]:
-    wanted = pick(context.host.guests(), names)
+def _select(
+    context: Context, may_be_missing: bool, everything: t.Callable[[Subject], bool] | None
+) -> list[Subject | LifecycleError]:
+    names = context.params["name"]
+    guests = context.host.guests()
+    wanted = pick(guests, names) if names is not None else list(guests)
     seen = {each.uuid: each for each in context.host.look([guest for guest in wanted if isinstance(guest, Guest)])}
     subjects: list[Subject | LifecycleError] = []
     for found in wanted:
@@ -156,6 +119,8 @@ def _select(context: Context, names: t.Sequence[str], may_be_missing: bool) -> l
             subjects.append(Subject(found.details["name"]))
         else:
             subjects.append(found)
+    if names is None and everything:
+        return [subject for subject in subjects if isinstance(subject, Subject) and everything(subject)]
     return subjects
 
 

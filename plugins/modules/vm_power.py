@@ -209,7 +209,8 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.plan import
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.spec import connection, override_lock, selection
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import Patience, Power
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.power import route
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._module import Context, Subject, run_module
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._module import run_module
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._task import Context, Subject
 
 
 def decide(context: Context, vm: Subject) -> Plan:

@@ -121,7 +121,8 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.spec import
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model import status
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.actions import demand
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import Mark
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._module import Context, Subject, run_module
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._module import run_module
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._task import Context, Subject
 
 
 def decide(context: Context, vm: Subject) -> Plan:

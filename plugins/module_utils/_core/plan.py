@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Private to the collection kvmops.lifecycle: no part of its public interface.
-"""A plan: what is there, what shall be there, the steps between. Check mode, diff and ``changed`` come from it, once."""
+"""A plan: what is there, what shall be there, the steps between. Check mode, diff and ``changed`` come from it."""
 
 from __future__ import annotations
 

@@ -8,7 +8,23 @@ from __future__ import annotations
 
 from .errors import MISSING
 from .guest import Guest
-from .host import Host, open_host
+from .host import Host, Platform, open_host, pick
+from .launcher import Adjuster, Launcher, remove_files
 from .power import Patience, Power
+from .storage import Storage, storage_of
 
-__all__ = ["MISSING", "Guest", "Host", "Patience", "Power", "open_host"]
+__all__ = [
+    "MISSING",
+    "Adjuster",
+    "Guest",
+    "Host",
+    "Launcher",
+    "Patience",
+    "Platform",
+    "Power",
+    "Storage",
+    "open_host",
+    "pick",
+    "remove_files",
+    "storage_of",
+]

@@ -163,6 +163,86 @@ class Guest:
             return False
         return True
 
+    # ---- definition
+
+    def autostart(self) -> bool:
+        """Whether it is started when libvirtd starts."""
+        with doing(f"look at VM {self.name}"):
+            return bool(self.domain.autostart())
+
+    def set_autostart(self, wanted: bool) -> None:
+        """Whether it is to be started when libvirtd starts."""
+        with doing(f"set the autostart of VM {self.name}"):
+            self.domain.setAutostart(int(wanted))
+
+    def set_title(self, text: str) -> None:
+        """A line for people; empty removes it."""
+        self._set_text(libvirt.VIR_DOMAIN_METADATA_TITLE, text)
+
+    def set_description(self, text: str) -> None:
+        """Some lines for people; empty removes them."""
+        self._set_text(libvirt.VIR_DOMAIN_METADATA_DESCRIPTION, text)
+
+    def _set_text(self, kind: int, text: str) -> None:
+        with doing(f"describe VM {self.name}"):
+            self.domain.setMetadata(kind, text or None, None, None, self._affected())
+
+    def redefine(self, domain: ET.Element) -> None:
+        """Replace the definition, keeping what libvirt keeps beside it: autostart, managed save, NVRAM."""
+        with doing(f"define VM {self.name}"):
+            self.host.connection.defineXML(ET.tostring(domain, encoding="unicode"))
+
+    def undefine(self) -> None:
+        """Forget the VM, with its NVRAM, managed save image, TPM state and the records of snapshots and checkpoints."""
+        flags = (
+            libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+            | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+        )
+        if self.host.version >= (8, 9):  # before, TPM state went with the definition
+            flags |= libvirt.VIR_DOMAIN_UNDEFINE_TPM
+        with doing(f"undefine VM {self.name}"):
+            self.domain.undefineFlags(flags)
+
+    def attach(self, device: str) -> None:
+        """Add a device, given as XML, to the definition and the running guest."""
+        with doing(f"attach a device to VM {self.name}"):
+            self.domain.attachDeviceFlags(device, self._affected())
+
+    def update(self, device: ET.Element) -> None:
+        """Change a device of the definition and the running guest."""
+        with doing(f"change a device of VM {self.name}"):
+            self.domain.updateDeviceFlags(ET.tostring(device, encoding="unicode"), self._affected())
+
+    def detach(self, device: ET.Element, *, live: bool) -> None:
+        """Take a device away from the running guest, which may take its time, or else from the definition."""
+        with doing(f"detach a device from VM {self.name}"):
+            self.domain.detachDeviceFlags(
+                ET.tostring(device, encoding="unicode"),
+                libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG,
+            )
+
+    def active(self) -> bool:
+        """Whether it has a QEMU process."""
+        with doing(f"look at VM {self.name}"):
+            return bool(self.domain.isActive())
+
+    def disk_size(self, target: str) -> int:
+        """The virtual size of the disk *target* (``vda``), in bytes."""
+        with doing(f"look at disk {target} of VM {self.name}"):
+            return int(self.domain.blockInfo(target)[0])
+
+    def resize_disk(self, target: str, size: int) -> None:
+        """Grow the disk *target* of the running guest to *size* bytes."""
+        with doing(f"resize disk {target} of VM {self.name}"):
+            self.domain.blockResize(target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+
+    def _affected(self) -> int:
+        return (libvirt.VIR_DOMAIN_AFFECT_CONFIG if self.domain.isPersistent() else 0) | (
+            libvirt.VIR_DOMAIN_AFFECT_LIVE if self.domain.isActive() else 0
+        )
+
     # ---- what we remember
 
     def recall(self, *, persistent: bool = True) -> Instance:
@@ -183,13 +263,10 @@ class Guest:
     def remember(self, instance: Instance) -> None:
         """Write the metadata, in the definition and in the running domain."""
         with doing(f"write the metadata of VM {self.name}"):
-            flags = (libvirt.VIR_DOMAIN_AFFECT_CONFIG if self.domain.isPersistent() else 0) | (
-                libvirt.VIR_DOMAIN_AFFECT_LIVE if self.domain.isActive() else 0
-            )
             self.domain.setMetadata(
                 libvirt.VIR_DOMAIN_METADATA_ELEMENT,
                 None if instance.empty else memory.dump(instance),
                 memory.PREFIX,
                 memory.NAMESPACE,
-                flags,
+                self._affected(),
             )

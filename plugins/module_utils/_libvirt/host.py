@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 import typing as t
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 try:
@@ -17,6 +19,7 @@ except ImportError:  # run_module() tells the user
 
 from .._core import lock
 from .._core.errors import Ambiguous, LifecycleError, NotFound, Unreachable
+from .._model.domain import read_domain
 from .._model.status import Observation
 from .errors import doing, translate
 from .guest import Guest
@@ -83,6 +86,22 @@ def open_host(uri: str, *, timeout: float) -> Host:
     return Host(answer[0], uri)
 
 
+@dataclass(frozen=True)
+class Platform:
+    """A kind of VM that a host can run.
+
+    :param arch: ``x86_64`` …
+    :param domain_type: ``kvm`` or ``qemu``.
+    :param machine: With its version.
+    :param uefi: Whether there is UEFI firmware for it.
+    """
+
+    arch: str
+    domain_type: str
+    machine: str
+    uefi: bool
+
+
 class Host:
     """One libvirtd and what is behind it."""
 
@@ -102,6 +121,13 @@ class Host:
         """Whether the host's files are our files."""
         return is_local(self.uri)
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """libvirtd's version, major and minor."""
+        with doing(f"talk to {self.uri}"):
+            number = self.connection.getLibVersion()
+        return number // 1000000, number // 1000 % 1000
+
     def close(self) -> None:
         """Close the connection; one that is lost already is fine."""
         try:
@@ -116,13 +142,70 @@ class Host:
                 (Guest(self, domain) for domain in self.connection.listAllDomains()), key=lambda guest: guest.name
             )
 
-    def guest(self, name: str) -> Guest | None:
-        """The VM of that very name, or ``None``."""
-        with doing(f"look up VM {name!r}"):
+    def guest_of(self, uuid: str) -> Guest | None:
+        """The VM with that UUID, or ``None``."""
+        with doing(f"look up VM {uuid}"):
             try:
-                return Guest(self, self.connection.lookupByName(name))
+                return Guest(self, self.connection.lookupByUUIDString(uuid))
             except libvirt.libvirtError as exc:
                 if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    return None
+                raise
+
+    def disk_owners(self) -> dict[str, list[str]]:
+        """The files that disks of VMs here are in or build upon, as far as libvirt knows, each with the VMs' UUIDs."""
+        owners: dict[str, list[str]] = {}
+        for guest in self.guests():
+            try:
+                domain = read_domain(guest.xml())
+            except NotFound:
+                continue
+            for disk in domain.disks:
+                for image in (disk.image, *disk.backing):
+                    if image.source:
+                        owners.setdefault(image.source, []).append(guest.uuid)
+        return owners
+
+    def macs(self) -> dict[str, str]:
+        """The MAC addresses of all VMs here, lower case, each with the VM's UUID."""
+        found: dict[str, str] = {}
+        for guest in self.guests():
+            try:
+                found.update((nic.mac.lower(), guest.uuid) for nic in read_domain(guest.xml(inactive=True)).interfaces)
+            except NotFound:
+                continue
+        return found
+
+    def define(self, xml: str) -> Guest:
+        """Define a VM."""
+        with doing(f"define a VM on {self.name}"):
+            return Guest(self, self.connection.defineXML(xml))
+
+    def platform(self, *, machine: str, domain_type: str) -> Platform:
+        """What VMs of a kind are here (virConnectGetDomainCapabilities).
+
+        :param machine: Machine type, or empty for libvirt's choice.
+        :param domain_type: ``kvm``, ``qemu``, or empty for the better one that the host has.
+        :raises LifecycleError: The host has no such VMs.
+        """
+        with doing(f"find out what VMs {self.name} can run"):
+            capabilities = ET.fromstring(
+                self.connection.getDomainCapabilities(None, None, machine or None, domain_type or None)
+            )
+        return Platform(
+            arch=capabilities.findtext("arch", ""),
+            domain_type=capabilities.findtext("domain", ""),
+            machine=capabilities.findtext("machine", ""),
+            uefi=any(value.text == "efi" for value in capabilities.iterfind("os/enum[@name='firmware']/value")),
+        )
+
+    def network_active(self, name: str) -> bool | None:
+        """Whether the libvirt network *name* is active; ``None`` when there is none."""
+        with doing(f"look at network {name} of {self.name}"):
+            try:
+                return bool(self.connection.networkLookupByName(name).isActive())
+            except libvirt.libvirtError as exc:
+                if exc.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
                     return None
                 raise
 

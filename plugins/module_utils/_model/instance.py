@@ -47,7 +47,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Disk:
+class OwnDisk:
     """A disk that a launch made, and may therefore remove.
 
     :param role: ``root``, ``ephemeral``, ``swap`` or ``config``.
@@ -95,7 +95,7 @@ class Instance:
     lock: Lock | None = None
     flavor: Flavor | None = None
     launch: Launch | None = None
-    disks: tuple[Disk, ...] = ()
+    disks: tuple[OwnDisk, ...] = ()
     marks: tuple[Mark, ...] = ()
     journal: Journal | None = None
     foreign: tuple[str, ...] = ()
@@ -198,7 +198,7 @@ def _load(root: ET.Element) -> Instance:
     flavor: Flavor | None = None
     launch: Launch | None = None
     journal: Journal | None = None
-    disks: list[Disk] = []
+    disks: list[OwnDisk] = []
     marks: list[Mark] = []
     foreign: list[str] = []
     for node in root:
@@ -227,7 +227,7 @@ def _load(root: ET.Element) -> Instance:
                 spec=_data(node, "spec"),
             )
         elif kind == "disk":
-            disks.append(Disk(role=attributes["role"], target=attributes["target"], path=text))
+            disks.append(OwnDisk(role=attributes["role"], target=attributes["target"], path=text))
         elif kind == "state":
             marks.append(Mark(state=attributes["value"], since=attributes["since"], data=_data(node, "data")))
         elif kind == "journal":

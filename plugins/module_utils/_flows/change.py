@@ -1,0 +1,73 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""Changing a VM that is there into what is asked."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from .._core.errors import Refused
+from .._core.plan import Plan, Step
+from .._images import NoCloud
+from .._libvirt import Adjuster
+from .._model import launch, names
+from .._model.actions import demand, demand_idle
+from .._model.domain import read_domain
+from .._model.flavor import Flavor
+from .._task import Context, Subject
+from .launch import asked_networks
+
+
+def change(context: Context, vm: Subject) -> Plan:
+    """Make a VM that is there what is asked, or say why it cannot be."""
+    guest, seen, state = vm.there()
+    ask = context.params
+    if ask["uuid"] and names.check_uuid(ask["uuid"]) != guest.uuid:
+        raise Refused(
+            f"VM {guest.name} has the UUID {guest.uuid}, not {ask['uuid']}.",
+            hint="Remove it first, or give the new VM another name.",
+        )
+    if state.marked:
+        demand("metadata", state, name=guest.name)
+    demand_idle("metadata", state, name=guest.name)
+    domain = read_domain(guest.xml(inactive=True))
+    flavor = ask["flavor"]
+    asked = launch.Asked(
+        image=ask["image"],
+        flavor=Flavor(**{**flavor, "ephemeral": tuple(flavor["ephemeral"])}) if flavor else None,
+        networks=asked_networks(context),
+        title=ask["title"],
+        description=ask["description"],
+        autostart=ask["autostart"],
+        firmware=ask["firmware"],
+        machine=ask["machine"],
+        domain_type=ask["domain_type"],
+        storage=ask["storage"],
+        cloud_init=NoCloud(**ask["cloud_init"]).digest() if ask["cloud_init"] else None,
+    )
+    there = launch.There(
+        domain=domain,
+        instance=seen.instance,
+        autostart=guest.autostart(),
+        root_size=guest.disk_size(domain.disks[0].target) if domain.disks and flavor and flavor["root"] else None,
+        off=state.condition == "stopped",
+    )
+    differences = launch.compare(asked, there)
+    told = [{"option": each.option, "before": each.before, "after": each.after} for each in differences]
+    before: dict[str, object] = {"status": state.status, "power_state": state.power_state}
+    if not differences:
+        return Plan(before=before, after=before, figures={"differences": []})
+    impossible = [each for each in differences if not each.operation]
+    if impossible:
+        reasons = "; ".join(f"{each.option} ({each.before} → {each.after}): {each.why}" for each in impossible)
+        raise Refused(f"VM {guest.name} cannot become what is asked. {reasons}.", differences=told)
+    adjuster = Adjuster(guest, context.storage, context.clock)
+    return Plan(
+        before={**before, **{f"{each['option']} {number}": each["before"] for number, each in enumerate(told)}},
+        after={**before, **{f"{each['option']} {number}": each["after"] for number, each in enumerate(told)}},
+        steps=[Step(each.operation, partial(adjuster.apply, each.operation, each.argument)) for each in differences],
+        action="metadata",
+        figures={"differences": told},
+    )

@@ -1,0 +1,189 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""Launching a VM (Nova: spawn)."""
+
+from __future__ import annotations
+
+import getpass
+import platform as machine_platform
+import uuid
+from dataclasses import replace
+
+from .._core.clock import stamp
+from .._core.errors import Invalid, NotFound, Refused, Unsupported
+from .._core.plan import Plan, Step
+from .._images import NoCloud, inspect_image
+from .._libvirt import Launcher
+from .._model import launch, names
+from .._model.actions import demand
+from .._model.flavor import Flavor
+from .._model.instance import Instance, Launch
+from .._task import Context, Subject
+
+DEFAULT_STORAGE = "/var/lib/libvirt/images"
+
+
+def make(context: Context, vm: Subject) -> Plan:
+    """Launch a VM, or finish a launch that died."""
+    ask = context.params
+    name = vm.guest.name if vm.guest else names.check_name(vm.name)
+    if ask["image"] is None or ask["flavor"] is None:
+        raise Invalid(f"There is no VM with the name {name!r} here, and to launch one, image and flavor are needed.")
+    state = vm.state
+    if state:
+        demand("launch", replace(state, running=""), name=name)
+    flavor = Flavor(**{**ask["flavor"], "ephemeral": tuple(ask["flavor"]["ephemeral"])})
+    facts = inspect_image(ask["image"], ask["image_format"])
+    size = launch.root_size(flavor, facts.virtual_size)
+    kind = context.host.platform(machine=ask["machine"] or "", domain_type=ask["domain_type"] or "")
+    if kind.arch == "x86_64" and not ask["machine"]:
+        kind = context.host.platform(machine="q35", domain_type=ask["domain_type"] or "")
+    if ask["firmware"] == "uefi" and not kind.uefi:
+        raise Unsupported(
+            f"{context.host.name} has no UEFI firmware for {kind.machine}.", hint="Install the package ovmf."
+        )
+    vm_uuid = vm.guest.uuid if vm.guest else free_uuid(context)
+    networks = launch.place_networks(vm_uuid, asked_networks(context) or ())
+    check_networks(context, vm_uuid, networks)
+
+    cloud_init = NoCloud(**ask["cloud_init"]) if ask["cloud_init"] else None
+    storage = ask["storage"] or DEFAULT_STORAGE
+    directory = f"{storage}/{vm_uuid}"
+    cdrom_bus = launch.config_bus(kind.machine)
+    order = launch.Order(
+        name=name,
+        flavor=flavor,
+        disks=launch.lay_out_disks(
+            directory, flavor, disk_bus=ask["disk_bus"], cdrom_bus=cdrom_bus, config=cloud_init is not None
+        ),
+        networks=networks,
+        console_log=f"{directory}/console.log",
+        title=ask["title"] or "",
+        description=ask["description"] or "",
+        machine=kind.machine,
+        firmware=ask["firmware"] or "bios",
+        secure_boot=ask["secure_boot"],
+        cpu_mode=ask["cpu_mode"] or ("host-model" if kind.domain_type == "kvm" and not ask["cpu_model"] else ""),
+        cpu_model=ask["cpu_model"] or "",
+        disk_bus=ask["disk_bus"],
+        disk_cache=ask["disk_cache"],
+        config_bus=cdrom_bus,
+        graphics=ask["graphics"],
+        graphics_listen=ask["graphics_listen"],
+    )
+    now = stamp(context.clock.now())
+    instance = Instance(
+        flavor=flavor,
+        launch=Launch(
+            at=now,
+            by=f"{getpass.getuser()}@{machine_platform.node()}",
+            image=ask["image"],
+            base="",
+            base_format=facts.format,
+            base_sha256="",
+            storage=storage,
+            spec={"cloud_init": cloud_init.digest()} if cloud_init else {},
+        ),
+        disks=order.disks,
+    )
+    launcher = Launcher(context.host, context.storage, order, kind, uuid=vm_uuid)
+    # A dead launch that had come to its last steps has whole disks; any other begins anew.
+    journal = vm.instance.journal
+    whole = journal is not None and journal.step in ("set_autostart", "start", "finish")
+
+    def define() -> None:
+        if vm.guest:  # what an earlier attempt left
+            vm.guest.power_off()
+            launcher.clear()
+        vm.guest = launcher.define(replace(instance, journal=vm.journal))
+
+    def make_disks() -> dict[str, str]:
+        config = cloud_init.image(instance_id=vm_uuid, hostname=name) if cloud_init else None
+        return launcher.make_disks(vm.made(), ask["image"], facts.format, size, config)
+
+    def start() -> None:
+        if not vm.made().active():
+            vm.made().start()
+
+    def take_back() -> None:
+        if vm.guest:
+            vm.guest.power_off()
+            launcher.clear()
+            vm.guest.undefine()
+            vm.guest = None
+
+    steps = []
+    if not whole:
+        steps = [Step("define", define, undo=take_back), Step("make_disks", make_disks)]
+    if ask["autostart"]:
+        steps.append(Step("set_autostart", lambda: vm.made().set_autostart(True)))
+    steps.append(Step("start", start) if ask["start"] else Step("finish", lambda: None))
+    reached = {"status": "ACTIVE", "power_state": "RUNNING"}
+    if not ask["start"]:
+        reached = {"status": "SHUTOFF", "power_state": "SHUTDOWN"}
+    after = {
+        **reached,
+        "image": ask["image"],
+        "flavor": flavor.tell(),
+        "networks": [nic.tell() for nic in asked_networks(context) or ()],
+        "firmware": order.firmware,
+        "machine": order.machine,
+        "domain_type": kind.domain_type,
+    }
+    return Plan(
+        before={"status": state.status if state else "ABSENT"},
+        after=after,
+        steps=steps,
+        action="launch",
+        journaled=True,
+    )
+
+
+def free_uuid(context: Context) -> str:
+    """The UUID for a new VM."""
+    wanted = context.params["uuid"]
+    if not wanted:
+        return str(uuid.uuid4())
+    wanted = names.check_uuid(wanted)
+    other = context.host.guest_of(wanted)
+    if other:
+        raise Refused(f"The UUID {wanted} is that of VM {other.name}.", hint="Give another UUID, or none.")
+    return wanted
+
+
+def asked_networks(context: Context) -> tuple[names.Nic, ...] | None:
+    """The network cards that the task wants, or ``None`` when it does not say."""
+    asked = context.params["networks"]
+    if asked is None:
+        return None
+    return tuple(
+        names.Nic(
+            kind="bridge" if nic["bridge"] else "network",
+            source=nic["bridge"] or nic["network"],
+            mac=names.check_mac(nic["mac"]) if nic["mac"] else "",
+            model=nic["model"],
+        )
+        for nic in asked
+    )
+
+
+def check_networks(context: Context, vm_uuid: str, networks: tuple[names.Nic, ...]) -> None:
+    """See that the networks are there and active, and that nobody else has the addresses."""
+    for nic in networks:
+        if nic.kind != "network":
+            continue
+        active = context.host.network_active(nic.source)
+        if active is None:
+            raise NotFound(f"There is no libvirt network {nic.source!r} on {context.host.name}.")
+        if not active:
+            raise Refused(
+                f"The libvirt network {nic.source!r} on {context.host.name} is not active.",
+                hint=f"Start it: virsh net-start {nic.source}",
+            )
+    if any(nic["mac"] for nic in context.params["networks"] or ()):
+        owners = context.host.macs()
+        for nic in networks:
+            if owners.get(nic.mac, vm_uuid) != vm_uuid:
+                raise Refused(f"The MAC address {nic.mac} is that of the VM with UUID {owners[nic.mac]}.")

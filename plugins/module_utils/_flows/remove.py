@@ -1,0 +1,155 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""Removing a VM, at once or with time to think again (Nova: delete, soft delete, restore, reclaim)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+
+from .._core.clock import parse_stamp, stamp
+from .._core.errors import Refused
+from .._core.journal import Journal
+from .._core.plan import Plan, Step
+from .._libvirt import Patience, Power, remove_files
+from .._model import removal
+from .._model.actions import demand
+from .._model.domain import read_domain
+from .._model.instance import Mark
+from .._model.power import route
+from .._task import Context, Subject
+
+SOFT_DELETED = "soft-delete"
+
+
+def stop(context: Context, vm: Subject) -> list[Step]:
+    """The steps that take a VM's power, if it has any."""
+    guest, _seen, state = vm.there()
+    ask = context.params
+    plain = replace(state, vm_state="active", marked=False, running="")
+    way = route(plain, "stopped", name=guest.name, force=ask["force"])
+    operations = way.operations
+    if state.condition == "suspended":  # its memory goes with it
+        operations = ()
+    if state.condition == "paused":
+        operations = ("power_off",)
+    patience = Patience("auto", ask["shutdown_timeout"], ask["shutdown_retry_interval"])
+    power = Power(guest, patience, context.clock)
+    return [Step(operation, partial(power.operate, operation)) for operation in operations]
+
+
+def delete(context: Context, vm: Subject) -> Plan:
+    """Remove a VM. The definition goes last: with the journal in it, it tells a later run what was begun."""
+    guest, seen, state = vm.there()
+    demand("delete", state, name=guest.name)
+    owners = context.disk_owners
+    others = {
+        path: next(uuid_ for uuid_ in uuids if uuid_ != guest.uuid)
+        for path, uuids in owners.items()
+        if any(uuid_ != guest.uuid for uuid_ in uuids)
+    }
+    chosen = removal.choose(
+        read_domain(guest.xml(inactive=seen.persistent)),
+        seen.instance,
+        context.params["remove_disks"],
+        others,
+        name=guest.name,
+    )
+    directory = removal.own_directory(guest.uuid, seen.instance)
+
+    def undefine() -> None:
+        if seen.persistent:
+            guest.undefine()
+        vm.guest = vm.seen = None
+
+    steps = [
+        *stop(context, vm),
+        Step("remove_disks", lambda: remove_files(context.storage, chosen.remove, directory)),
+        Step("undefine", undefine),
+    ]
+    return Plan(
+        before={"status": state.status, "power_state": state.power_state, "disks": sorted(chosen.remove)},
+        after={"status": "ABSENT", "power_state": "NOSTATE", "disks": []},
+        steps=steps,
+        action="delete",
+        journaled=seen.persistent,
+        figures={"kept_disks": dict(chosen.keep)},
+    )
+
+
+def soft_delete(context: Context, vm: Subject) -> Plan:
+    """Stop a VM and mark it as deleted."""
+    guest, seen, state = vm.there()
+    before = {"status": state.status, "power_state": state.power_state}
+    if not demand("soft_delete", state, name=guest.name):
+        return Plan(before=before, after=before)
+    if not seen.persistent:
+        raise Refused(
+            f"VM {guest.name} is transient: it cannot be kept.", hint="Remove it at once, with reclaim_after: 0."
+        )
+    now = context.clock.now()
+    reclaim_at = stamp(now + timedelta(seconds=context.params["reclaim_after"]))
+    journal = seen.instance.journal
+    # A run that died after it stopped the VM wrote down what was before.
+    was = dict(journal.data) if journal and journal.action == "soft_delete" else {}
+    data = {
+        "reclaim_at": reclaim_at,
+        "power_before": was.get("power_before", state.condition),
+        "autostart": was.get("autostart", str(guest.autostart()).lower()),
+    }
+
+    def mark() -> dict[str, str]:
+        guest.set_autostart(False)
+        guest.remember(guest.recall().marked(Mark(SOFT_DELETED, stamp(now), data)))
+        return {"reclaim_at": reclaim_at}
+
+    vm.journal = replace(journal, data=data) if was and journal else Journal.begin("soft_delete", now, **data)
+    return Plan(
+        before=before,
+        after={"status": "SOFT_DELETED", "power_state": "SHUTDOWN"},
+        steps=[*stop(context, vm), Step("mark", mark)],
+        action="soft_delete",
+        journaled=True,
+    )
+
+
+def restore(context: Context, vm: Subject) -> Plan:
+    """Bring a soft-deleted VM back as it was."""
+    guest, seen, state = vm.there()
+    before = {"status": state.status, "power_state": state.power_state}
+    if not demand("restore", state, name=guest.name):
+        return Plan(before=before, after=before)
+    mark = next(mark for mark in seen.instance.marks if mark.state == SOFT_DELETED)
+    starts = mark.data.get("power_before") in ("running", "asleep") and state.condition == "stopped"
+
+    def unmark() -> None:
+        guest.set_autostart(mark.data.get("autostart") == "true")
+        guest.remember(guest.recall().unmarked(SOFT_DELETED))
+
+    steps = [Step("start", guest.start)] if starts else []
+    status = {"stopped": "SHUTOFF", "suspended": "SUSPENDED"}.get(state.condition, "ACTIVE")
+    after = {"status": status, "power_state": state.power_state}
+    return Plan(
+        before=before,
+        after={"status": "ACTIVE", "power_state": "RUNNING"} if starts else after,
+        steps=[*steps, Step("unmark", unmark)],
+        action="restore",
+    )
+
+
+def purge(context: Context, vm: Subject) -> Plan:
+    """Remove a VM that was soft-deleted long enough ago."""
+    _guest, seen, state = vm.there()
+    mark = next((mark for mark in seen.instance.marks if mark.state == SOFT_DELETED), None)
+    if mark is None or parse_stamp(mark.data["reclaim_at"]) > context.clock.now():
+        before = {"status": state.status, "power_state": state.power_state}
+        return Plan(before=before, after=before, figures={"reclaim_at": mark.data["reclaim_at"]} if mark else {})
+    return delete(context, vm)
+
+
+def is_soft_deleted(vm: Subject) -> bool:
+    """Whether a purge without names is about this VM."""
+    return any(mark.state == SOFT_DELETED for mark in vm.instance.marks)

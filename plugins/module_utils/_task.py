@@ -1,0 +1,78 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""What a task is about: the host it runs on and the VMs that it names."""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ._core.clock import Clock
+from ._core.journal import Journal
+from ._libvirt import Guest, Host, Storage
+from ._model import status
+from ._model.instance import Instance
+from ._model.status import Observation, State
+
+
+@dataclass
+class Context:
+    """What a module's function is handed beside the VM.
+
+    :param params: The task's options.
+    :param storage: The host's files.
+    """
+
+    host: Host
+    params: t.Mapping[str, t.Any]
+    clock: Clock
+    storage: Storage
+
+    @cached_property
+    def disk_owners(self) -> dict[str, list[str]]:
+        """See :meth:`.Host.disk_owners`: asked once a task."""
+        return self.host.disk_owners()
+
+    def close(self) -> None:
+        """Let go of the host."""
+        self.storage.close()
+        self.host.close()
+
+
+@dataclass
+class Subject:
+    """One VM that a task is about.
+
+    :param name: As the task named it, or the VM's own name.
+    :param guest: ``None`` while there is no such VM.
+    :param seen: The look that ``state`` is read from; ``None`` with ``guest``.
+    """
+
+    name: str
+    guest: Guest | None = None
+    seen: Observation | None = None
+    journal: Journal | None = field(default=None, repr=False)
+
+    @property
+    def state(self) -> State | None:
+        """What was seen, in Nova's words."""
+        return status.read(self.seen) if self.seen else None
+
+    @property
+    def instance(self) -> Instance:
+        """What we remember of it."""
+        return self.seen.instance if self.seen else Instance()
+
+    def made(self) -> Guest:
+        """The VM, for steps that come after the one that defines it."""
+        assert self.guest is not None
+        return self.guest
+
+    def there(self) -> tuple[Guest, Observation, State]:
+        """For functions that are called for VMs that exist only."""
+        assert self.guest is not None
+        assert self.seen is not None
+        return self.guest, self.seen, status.read(self.seen)
