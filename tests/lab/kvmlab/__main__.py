@@ -3,6 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """python3 -m kvmlab: the lab's command."""
 
+from __future__ import annotations
+
 import os
 import sys
 

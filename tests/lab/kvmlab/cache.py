@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable, List
 
 from . import util
 from .lab import CACHE, HERE, VENV
@@ -34,13 +34,13 @@ PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 "$2/bin/python
 """
 
 
-def packages_wanted() -> List[str]:
+def packages_wanted() -> list[str]:
     """packages.txt, without its comments."""
     lines = (line.partition("#")[0].strip() for line in (HERE / "packages.txt").read_text("utf-8").splitlines())
     return [line for line in lines if line]
 
 
-def packages_missing() -> List[str]:
+def packages_missing() -> list[str]:
     if not shutil.which("dpkg-query"):
         raise LabError("the lab needs Debian (or a child of it): no dpkg-query here")
     wanted = packages_wanted()
@@ -51,9 +51,7 @@ def packages_missing() -> List[str]:
 
 def install_packages(names: Iterable[str]) -> None:
     env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
-    run(
-        "apt-get", "-qq", "-y", "-o", "DPkg::Lock::Timeout=600", "install", "--no-install-recommends", *names, env=env
-    )
+    run("apt-get", "-qq", "-y", "-o", "DPkg::Lock::Timeout=600", "install", "--no-install-recommends", *names, env=env)
 
 
 def _digest(parts: Iterable[str]) -> str:
@@ -69,7 +67,9 @@ def _guest_key() -> str:
 
 
 def _venv_key() -> str:
-    return _digest([REQUIREMENTS.read_text("utf-8"), BUILD_VENV, os.path.realpath("/usr/bin/python3"), os.uname().machine])
+    return _digest(
+        [REQUIREMENTS.read_text("utf-8"), BUILD_VENV, os.path.realpath("/usr/bin/python3"), os.uname().machine]
+    )
 
 
 def _in_cell(*argv: str) -> None:
@@ -91,15 +91,15 @@ def _retire(kind: str, in_use: Iterable[str]) -> None:
 
 
 def _build(kind: str, key: str, what: str, in_use: Iterable[str]) -> Path:
-    final = CACHE / ("%s-%s" % (kind, key))
+    final = CACHE / (f"{kind}-{key}")
     if final.is_dir():
         return final
     with util.lock(CACHE / "lock", waiting="another lab is building: waiting for it"):
         if final.is_dir():
             return final
         clean_temporary()
-        util.say("building %s (once)" % what)
-        temporary = CACHE / (".tmp-%s-%s" % (kind, key))
+        util.say(f"building {what} (once)")
+        temporary = CACHE / (f".tmp-{kind}-{key}")
         temporary.mkdir()
         if kind == "images":
             _in_cell("bash", str(GUEST / "build.sh"), str(temporary))

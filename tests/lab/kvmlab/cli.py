@@ -9,7 +9,8 @@ import argparse
 import json
 import os
 import sys
-from typing import Any, Dict, List, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from . import hosts
 from .lab import BASE, IMAGES, PRIVATE, SHARED, VENV, Lab, labs_under
@@ -20,7 +21,7 @@ def _shell_quote(word: str) -> str:
     return "'" + word.replace("'", "'\\''") + "'"
 
 
-def ssh_options(lab: Lab) -> List[str]:
+def ssh_options(lab: Lab) -> list[str]:
     """Nothing of the user's own ssh settings plays in; a connection is shared by what comes within half a minute."""
     options = {
         "UserKnownHostsFile": lab.dir / "ssh" / "known_hosts",
@@ -29,7 +30,7 @@ def ssh_options(lab: Lab) -> List[str]:
         "IdentitiesOnly": "yes",
         "ControlMaster": "auto",
         "ControlPersist": "30s",
-        "ControlPath": "%s/%%C" % lab.control,
+        "ControlPath": f"{lab.control}/%C",
         "ServerAliveInterval": "5",
         "ServerAliveCountMax": "3",
         "ConnectTimeout": "10",
@@ -37,15 +38,15 @@ def ssh_options(lab: Lab) -> List[str]:
     }
     words = ["-F", "/dev/null"]
     for key, value in options.items():
-        words += ["-o", "%s=%s" % (key, value)]
+        words += ["-o", f"{key}={value}"]
     return words
 
 
 def uri_from_machine(lab: Lab, host: str) -> str:
-    return "qemu+tls://%s/system?pkipath=%s" % (lab.address(host), lab.pki)
+    return f"qemu+tls://{lab.address(host)}/system?pkipath={lab.pki}"
 
 
-def inventory(lab: Lab) -> Dict[str, Any]:
+def inventory(lab: Lab) -> dict[str, Any]:
     """The inventory, as data."""
     members = {}
     for host in lab.hosts():
@@ -53,8 +54,8 @@ def inventory(lab: Lab) -> Dict[str, Any]:
             "ansible_host": lab.address(host),
             "lab_host_uuid": hosts.host_uuid(lab, host),
             "lab_uri": uri_from_machine(lab, host),
-            "lab_uri_tls": "qemu+tls://%s/system" % host,
-            "lab_uri_ssh": "qemu+ssh://root@%s/system" % host,
+            "lab_uri_tls": f"qemu+tls://{host}/system",
+            "lab_uri_ssh": f"qemu+ssh://root@{host}/system",
         }
     settings = lab.settings()
     variables = {
@@ -67,7 +68,7 @@ def inventory(lab: Lab) -> Dict[str, Any]:
         "lab_name": lab.name,
         "lab_dir": str(lab.dir),
         "lab_subnet": settings.subnet + ".0/24",
-        "lab_controller": "%s.254" % settings.subnet,
+        "lab_controller": f"{settings.subnet}.254",
         "lab_pki": str(lab.pki),
         "lab_images": IMAGES,
         "lab_guest_image": IMAGES + "/guest.qcow2",
@@ -81,13 +82,13 @@ def inventory(lab: Lab) -> Dict[str, Any]:
     return {"all": {"children": {"kvm_hosts": {"hosts": members, "vars": variables}}}}
 
 
-def _yaml(data: Dict[str, Any], indent: int = 0) -> str:
+def _yaml(data: dict[str, Any], indent: int = 0) -> str:
     lines = []
     for key, value in data.items():
         if isinstance(value, dict):
-            lines += ["%s%s:" % (" " * indent, key), _yaml(value, indent + 2)]
+            lines += ["{}{}:".format(" " * indent, key), _yaml(value, indent + 2)]
         else:
-            lines.append("%s%s: %s" % (" " * indent, key, json.dumps(value)))
+            lines.append("{}{}: {}".format(" " * indent, key, json.dumps(value)))
     return "\n".join(lines)
 
 
@@ -98,9 +99,9 @@ def command_up(args: argparse.Namespace) -> int:
     lab = Lab(args.name, args.dir)
     booted = hosts.up(lab, args.hosts, args.install, args.private_size, args.shared_size)
     if booted:
-        say("lab %s is up: %s" % (lab.name, " ".join(lab.hosts())))
+        say("lab {} is up: {}".format(lab.name, " ".join(lab.hosts())))
     else:
-        say("lab %s was up: nothing to do" % lab.name)
+        say(f"lab {lab.name} was up: nothing to do")
     return 0
 
 
@@ -110,9 +111,9 @@ def command_down(args: argparse.Namespace) -> int:
         raise LabError("--all and --dir do not go together")
     for lab in labs:
         if hosts.down(lab, args.keep):
-            say("lab %s is down" % lab.name)
+            say(f"lab {lab.name} is down")
         else:
-            say("lab %s was not there" % lab.name)
+            say(f"lab {lab.name} was not there")
     return 0
 
 
@@ -132,7 +133,7 @@ def command_env(args: argparse.Namespace) -> int:
     if lab.hosts():
         values["LIBVIRT_DEFAULT_URI"] = uri_from_machine(lab, lab.hosts()[0])
     for key, value in values.items():
-        print("export %s=%s" % (key, _shell_quote(value)))
+        print(f"export {key}={_shell_quote(value)}")
     return 0
 
 
@@ -177,7 +178,7 @@ def parser() -> argparse.ArgumentParser:
     sub = add("inventory", command_inventory, "print an Ansible inventory (group kvm_hosts)")
     sub.add_argument("--json", action="store_true", help="as JSON")
 
-    add("env", command_env, "print shell settings: eval \"$(lab env)\"")
+    add("env", command_env, 'print shell settings: eval "$(lab env)"')
 
     sub = add("exec", command_exec, "run a command in a host, directly (no command: a shell)")
     sub.add_argument("host")
@@ -196,7 +197,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         return int(status)
     except LabError as error:
-        say("error: %s" % error)
+        say(f"error: {error}")
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

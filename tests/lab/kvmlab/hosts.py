@@ -12,10 +12,10 @@ import shutil
 import subprocess
 import uuid
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Callable
 
 from . import cache, util
-from .lab import HERE, MAX_HOSTS, READY, RUN_NETNS, SERVER, MACHINE, Lab, Settings, names, number
+from .lab import HERE, MACHINE, MAX_HOSTS, READY, RUN_NETNS, SERVER, Lab, Settings, names, number
 from .util import LabError, run, say, write
 
 PRIVATE_SIZE = "6G"
@@ -95,7 +95,7 @@ def make_keys(lab: Lab) -> None:
             (ssh / name).unlink(missing_ok=True)
             run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "kvmops-lab", "-f", ssh / name)
     public = " ".join((ssh / "ssh_host_ed25519_key.pub").read_text("utf-8").split()[:2])
-    write(ssh / "known_hosts", "kvm*,%s.* %s\n" % (lab.settings().subnet, public))
+    write(ssh / "known_hosts", f"kvm*,{lab.settings().subnet}.* {public}\n")
     lab.pki.mkdir(exist_ok=True)
     if not (lab.pki / "cacert.pem").exists():
         _openssl_key(lab.pki / "cakey.pem")
@@ -107,24 +107,24 @@ def make_keys(lab: Lab) -> None:
         os.replace(lab.pki / "cacert.pem.new", lab.pki / "cacert.pem")
     # the machine as a libvirt client: ?pkipath= wants these names
     if not (lab.pki / "clientcert.pem").exists():
-        make_certificate(lab, "controller", "%s.%d" % (lab.settings().subnet, MACHINE), lab.pki / "client")
+        make_certificate(lab, "controller", f"{lab.settings().subnet}.{MACHINE}", lab.pki / "client")
 
 
 def make_certificate(lab: Lab, name: str, address: str, stem: Path) -> None:
     """STEMkey.pem and STEMcert.pem, for server and client."""
-    key, certificate = Path("%skey.pem" % stem), Path("%scert.pem" % stem)
+    key, certificate = Path(f"{stem}key.pem"), Path(f"{stem}cert.pem")
     _openssl_key(key)
     extensions = (
         "basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature,keyEncipherment\n"
-        "extendedKeyUsage=serverAuth,clientAuth\nsubjectAltName=DNS:%s,IP:%s\n" % (name, address)
+        f"extendedKeyUsage=serverAuth,clientAuth\nsubjectAltName=DNS:{name},IP:{address}\n"
     )
-    write(Path("%s.ext" % stem), extensions)
+    write(Path(f"{stem}.ext"), extensions)
     request = run("openssl", "req", "-new", "-key", key, "-subj", "/CN=" + name).stdout
     done = run(
         "openssl", "x509", "-req", "-CA", lab.pki / "cacert.pem", "-CAkey", lab.pki / "cakey.pem",
-        "-set_serial", "0x" + uuid.uuid4().hex, "-days", "3650", "-extfile", "%s.ext" % stem, stdin=request,
+        "-set_serial", "0x" + uuid.uuid4().hex, "-days", "3650", "-extfile", f"{stem}.ext", stdin=request,
     )  # fmt: skip
-    Path("%s.ext" % stem).unlink()
+    Path(f"{stem}.ext").unlink()
     write(certificate, done.stdout)
 
 
@@ -144,16 +144,16 @@ def _accounts(upper: Path) -> None:
     passwd = Path("/etc/passwd").read_text("utf-8")
     group = Path("/etc/group").read_text("utf-8")
     for number_, user in ((64055, "libvirt-qemu"), (64056, "libvirt-dnsmasq")):
-        if not re.search("^%s:" % user, passwd, re.M):
-            passwd += "%s:x:%d:%d::/var/lib/libvirt:/usr/sbin/nologin\n" % (user, number_, number_)
-        if not re.search("^%s:" % user, group, re.M):
-            group += "%s:x:%d:\n" % (user, number_)
+        if not re.search(f"^{user}:", passwd, re.M):
+            passwd += f"{user}:x:{number_}:{number_}::/var/lib/libvirt:/usr/sbin/nologin\n"
+        if not re.search(f"^{user}:", group, re.M):
+            group += f"{user}:x:{number_}:\n"
     if not re.search("^sshd:", passwd, re.M):
         passwd += "sshd:x:64057:65534::/run/sshd:/usr/sbin/nologin\n"
     write(upper / "etc/passwd", re.sub(r"^(root:.*):[^:\n]*$", r"\1:/bin/bash", passwd, flags=re.M))
     write(upper / "etc/group", group)
     users = [line.split(":")[0] for line in passwd.splitlines() if line]
-    write(upper / "etc/shadow", "".join("%s:*:19000:0:99999:7:::\n" % user for user in users), 0o600)
+    write(upper / "etc/shadow", "".join(f"{user}:*:19000:0:99999:7:::\n" for user in users), 0o600)
 
 
 def make_host(lab: Lab, host: str) -> None:
@@ -186,7 +186,7 @@ def make_host(lab: Lab, host: str) -> None:
     write(libvirt / "virtlockd.conf", "")
     write(libvirt / "virtlogd.conf", "")
     write(libvirt / "libvirt.conf", 'uri_default = "qemu:///system"\n')
-    mac = "52:54:00:%s:%s:01" % (lab.id[:2], lab.id[2:4])
+    mac = f"52:54:00:{lab.id[:2]}:{lab.id[2:4]}:01"
     network_uuid = str(uuid.uuid5(uuid.UUID(host_uuid), "default"))
     write(libvirt / "qemu/networks/default.xml", NETWORK.format(uuid=network_uuid, mac=mac))
     (libvirt / "qemu/networks/autostart").mkdir()
@@ -197,9 +197,9 @@ def make_host(lab: Lab, host: str) -> None:
     for target in ("CA/cacert.pem", "qemu/ca-cert.pem"):
         write(pki / target, (lab.pki / "cacert.pem").read_text("utf-8"))
     for role in ("server", "client"):
-        for path in ("libvirt/%scert.pem" % role, "qemu/%s-cert.pem" % role):
+        for path in (f"libvirt/{role}cert.pem", f"qemu/{role}-cert.pem"):
             write(pki / path, certificate.read_text("utf-8"))
-        for path in ("libvirt/private/%skey.pem" % role, "qemu/%s-key.pem" % role):
+        for path in (f"libvirt/private/{role}key.pem", f"qemu/{role}-key.pem"):
             write(pki / path, key.read_text("utf-8"), 0o600)
 
     source = lab.dir / "ssh"
@@ -210,8 +210,8 @@ def make_host(lab: Lab, host: str) -> None:
     write(home / ".ssh/authorized_keys", (source / "id_ed25519.pub").read_text("utf-8"), 0o600)
     (home / ".ssh").chmod(0o700)
 
-    lines = ["127.0.0.1 localhost", "::1 localhost", "%s.%d controller" % (lab.settings().subnet, MACHINE)]
-    lines += ["%s.%d %s" % (lab.settings().subnet, number(name), name) for name in names(MAX_HOSTS)]
+    lines = ["127.0.0.1 localhost", "::1 localhost", f"{lab.settings().subnet}.{MACHINE} controller"]
+    lines += [f"{lab.settings().subnet}.{number(name)} {name}" for name in names(MAX_HOSTS)]
     write(upper / "etc/hosts", "\n".join(lines) + "\n")
     write(upper / "etc/hostname", host + "\n")
     write(upper / "etc/machine-id", uuid.UUID(host_uuid).hex + "\n")
@@ -230,7 +230,7 @@ def make_uplink(lab: Lab, subnet: str) -> None:
     """The one interface that the machine itself has in the lab. Its address is the sign that the subnet is taken."""
     run("ip", "link", "add", lab.uplink, "address", _mac(lab, MACHINE), "type", "veth", "peer", "name", _peer(lab))
     run("ip", "link", "set", "dev", lab.uplink, "alias", str(lab.dir))
-    run("ip", "addr", "add", "%s.%d/24" % (subnet, MACHINE), "dev", lab.uplink)
+    run("ip", "addr", "add", f"{subnet}.{MACHINE}/24", "dev", lab.uplink)
     run("ip", "link", "set", lab.uplink, "up")
 
 
@@ -247,14 +247,14 @@ def make_network(lab: Lab) -> None:
     subnet = lab.settings().subnet
     run("ip", "netns", "add", hub)
     lab.in_hub("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
-    batch = "link set lo up\nlink add sw0 address %s type bridge\nlink set sw0 up\naddr add %s.%d/24 dev sw0\n"
+    batch = "link set lo up\nlink add sw0 address %s type bridge\nlink set sw0 up\naddr add %s.%s/24 dev sw0\n"
     run("ip", "-n", hub, "-batch", "-", stdin=batch % (_mac(lab, SERVER), subnet, SERVER))
     run("ip", "link", "set", _peer(lab), "netns", hub, "name", "machine")
     run("ip", "-n", hub, "link", "set", "machine", "master", "sw0", "up")
 
 
 def _mac(lab: Lab, last: int) -> str:
-    return "02:%s:%s:%s:00:%02x" % (lab.id[:2], lab.id[2:4], lab.id[4:], last)
+    return f"02:{lab.id[:2]}:{lab.id[2:4]}:{lab.id[4:]}:00:{last:02x}"
 
 
 def make_port(lab: Lab, host: str) -> None:
@@ -269,11 +269,11 @@ def make_port(lab: Lab, host: str) -> None:
     run("ip", "-n", hub, "link", "set", host, "master", "sw0", "up")
     batch = [
         "link set lo up",
-        "link add br0 address %s type bridge" % mac,
+        f"link add br0 address {mac} type bridge",
         "link set eth0 master br0 up",
-        "addr add %s.%d/24 dev br0" % (subnet, number(host)),
+        f"addr add {subnet}.{number(host)}/24 dev br0",
         "link set br0 up",
-        "route add default via %s.%d" % (subnet, MACHINE),
+        f"route add default via {subnet}.{MACHINE}",
     ]
     run("ip", "-n", own, "-batch", "-", stdin="\n".join(batch) + "\n")
 
@@ -313,39 +313,39 @@ def start_hub(lab: Lab) -> None:
     (lab.dir / "hub/ready").unlink(missing_ok=True)
     settings = lab.settings()
     log = lab.dir / "hub/console.log"
-    argv: List[util.StrPath] = ["nsenter", "--net=%s" % (RUN_NETNS / lab.netns("hub")), "--"]
+    argv: list[util.StrPath] = ["nsenter", "--net=%s" % (RUN_NETNS / lab.netns("hub")), "--"]
     argv += ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "--"]
     argv += [HERE / "host/hub", lab.dir, settings.subnet, settings.shared_size]
     started = util.spawn(argv, log, lab.environment("hub"))
     _await(started, lambda: (lab.dir / "hub/ready").exists(), log, "the hub")
 
 
-def _await(started: "subprocess.Popen[bytes]", ready: Callable[[], bool], log: Path, what: str) -> None:
+def _await(started: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path, what: str) -> None:
     done = util.wait_for(lambda: ready() or started.poll() is not None, 120)
     if not done or not ready():
         tail = "\n".join(log.read_text("utf-8", errors="replace").splitlines()[-15:]) if log.exists() else ""
-        raise LabError("%s did not start. Its console (%s):\n%s" % (what, log, tail))
+        raise LabError(f"{what} did not start. Its console ({log}):\n{tail}")
 
 
 def host_ready(lab: Lab, host: str) -> bool:
     init = lab.init(host)
-    return init is not None and os.path.exists("/proc/%d/root/%s" % (init.pid, READY))
+    return init is not None and os.path.exists(f"/proc/{init.pid}/root/{READY}")
 
 
-def start_host(lab: Lab, host: str) -> "subprocess.Popen[bytes]":
+def start_host(lab: Lab, host: str) -> subprocess.Popen[bytes]:
     """Start a host's boot; await_host() waits for its end."""
     settings = lab.settings()
     hub = lab.need_init("hub")
     make_port(lab, host)
     (lab.host_dir(host) / "frozen").unlink(missing_ok=True)
-    argv: List[util.StrPath] = ["nsenter", "--mount=/proc/%d/ns/mnt" % hub.pid]
+    argv: list[util.StrPath] = ["nsenter", f"--mount=/proc/{hub.pid}/ns/mnt"]
     argv += ["--net=%s" % (RUN_NETNS / lab.netns(host)), "--", "unshare", "--mount", "--uts", "--ipc", "--pid"]
     argv += ["--fork", "--kill-child", "--", HERE / "host/init", lab.dir, host, settings.images, settings.venv]
     argv += [settings.private_size]
     return util.spawn(argv, lab.host_dir(host) / "console.log", lab.environment(host))
 
 
-def await_host(lab: Lab, host: str, started: "subprocess.Popen[bytes]") -> None:
+def await_host(lab: Lab, host: str, started: subprocess.Popen[bytes]) -> None:
     _await(started, lambda: host_ready(lab, host), lab.host_dir(host) / "console.log", host)
 
 
@@ -357,9 +357,9 @@ def stop_host(lab: Lab, host: str) -> None:
     (lab.host_dir(host) / "frozen").unlink(missing_ok=True)
 
 
-def boot(lab: Lab, wanted: List[str]) -> None:
+def boot(lab: Lab, wanted: list[str]) -> None:
     """Boot hosts that are off, all at once."""
-    started: Dict[str, "subprocess.Popen[bytes]"] = {}
+    started: dict[str, subprocess.Popen[bytes]] = {}
     for host in wanted:
         stop_host(lab, host)  # what an earlier life may have left
         started[host] = start_host(lab, host)
@@ -378,7 +378,7 @@ def _check_machine() -> None:
             run("modprobe", module, check=False)
     for sign, what in (("/dev/fuse", "FUSE"), ("/dev/net/tun", "TUN/TAP")):
         if not os.path.exists(sign):
-            raise LabError("this machine has no %s (%s)" % (what, sign))
+            raise LabError(f"this machine has no {what} ({sign})")
 
 
 def _loops_work(lab: Lab) -> bool:
@@ -396,15 +396,15 @@ def _loops_work(lab: Lab) -> bool:
 
 def up(
     lab: Lab,
-    count: Optional[int] = None,
+    count: int | None = None,
     install: bool = False,
     private_size: str = PRIVATE_SIZE,
     shared_size: str = SHARED_SIZE,
-) -> List[str]:
+) -> list[str]:
     """Bring up a lab, or what of it is not up. Returns the hosts that were booted."""
     _check_machine()
     if count is not None and not 1 <= count <= MAX_HOSTS:
-        raise LabError("1 to %d hosts" % MAX_HOSTS)
+        raise LabError(f"1 to {MAX_HOSTS} hosts")
     missing = cache.packages_missing()
     if missing and install:
         say("installing " + " ".join(missing))
@@ -418,7 +418,7 @@ def up(
         return _up(lab, count, private_size, shared_size)
 
 
-def _up(lab: Lab, count: Optional[int], private_size: str, shared_size: str) -> List[str]:
+def _up(lab: Lab, count: int | None, private_size: str, shared_size: str) -> list[str]:
     if lab.exists():
         settings = lab.settings()
         running = hub_works(lab)

@@ -15,8 +15,8 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Set
 
 from . import util
 from .util import LabError, Process, run
@@ -53,19 +53,19 @@ class Settings:
 class Lab:
     """A lab, up or not. Everything it starts can be found again by what it is called: there are no pid files."""
 
-    def __init__(self, name: str = "", directory: Optional[str] = None) -> None:
+    def __init__(self, name: str = "", directory: str | None = None) -> None:
         name = name or os.environ.get("KVMOPS_LAB") or "lab"
         directory = directory or os.environ.get("KVMOPS_LAB_DIR")
         if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?", name) or name == "cache":
-            raise LabError("a lab's name is up to 20 of a-z, 0-9 and -, and not `cache`: %r" % name)
+            raise LabError(f"a lab's name is up to 20 of a-z, 0-9 and -, and not `cache`: {name!r}")
         self.name = name
         self.dir = Path(directory).absolute() if directory else BASE / name
         if re.search(r"[\s:,\\]", str(self.dir)):  # overlayfs options and our own parsing
-            raise LabError("no blank, colon, comma or backslash in the lab's directory, please: %s" % self.dir)
+            raise LabError(f"no blank, colon, comma or backslash in the lab's directory, please: {self.dir}")
         # The directory makes it one of its kind: two clones of the repository may both have a lab called "lab".
         self.id = hashlib.sha256(os.path.realpath(self.dir).encode()).hexdigest()[:6]
         self.uplink = "kvl" + self.id
-        self.netns_prefix = "kvmops-%s-%s-" % (self.name, self.id)
+        self.netns_prefix = f"kvmops-{self.name}-{self.id}-"
         self.control = Path("/run/kvmops-" + self.id)  # sockets of ssh: their paths have to be short
 
     # ---- paths and settings
@@ -89,9 +89,9 @@ class Lab:
         try:
             return Settings(**json.loads(self.settings_file.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise LabError("there is no lab %s (%s): lab up makes it" % (self.name, self.dir)) from None
+            raise LabError(f"there is no lab {self.name} ({self.dir}): lab up makes it") from None
         except (TypeError, ValueError) as error:
-            raise LabError("%s cannot be read (%s): lab down, then lab up" % (self.settings_file, error)) from error
+            raise LabError(f"{self.settings_file} cannot be read ({error}): lab down, then lab up") from error
 
     def save(self, settings: Settings) -> None:
         util.write(self.settings_file, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
@@ -99,17 +99,17 @@ class Lab:
     def exists(self) -> bool:
         return self.settings_file.exists()
 
-    def hosts(self) -> List[str]:
+    def hosts(self) -> list[str]:
         """The hosts that were made, running or not."""
         found = [path.name for path in (self.dir / "hosts").glob("kvm*") if re.fullmatch(r"kvm\d+", path.name)]
         return sorted(found, key=number)
 
     def check_host(self, host: str) -> None:
         if host not in self.hosts():
-            raise LabError("no host %s in lab %s (hosts: %s)" % (host, self.name, " ".join(self.hosts()) or "none"))
+            raise LabError("no host {} in lab {} (hosts: {})".format(host, self.name, " ".join(self.hosts()) or "none"))
 
     def address(self, host: str) -> str:
-        return "%s.%d" % (self.settings().subnet, number(host))
+        return f"{self.settings().subnet}.{number(host)}"
 
     def netns(self, role: str) -> str:
         return self.netns_prefix + role
@@ -117,13 +117,13 @@ class Lab:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """One change of a lab at a time."""
-        waiting = "another command is at work on lab %s: waiting for it" % self.name
+        waiting = f"another command is at work on lab {self.name}: waiting for it"
         with util.lock(self.dir / "lock", waiting=waiting):
             yield
 
     # ---- processes
 
-    def environment(self, role: str) -> Dict[str, str]:
+    def environment(self, role: str) -> dict[str, str]:
         """The environment of what we start: by it we find it again."""
         return {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -134,7 +134,7 @@ class Lab:
             "KVMOPS_LAB_DIR": str(self.dir),
         }
 
-    def outer(self, role: str) -> Optional[Process]:
+    def outer(self, role: str) -> Process | None:
         """The `unshare` that holds a host (or the hub) in its namespaces; when it dies, all in them die."""
         own = os.stat("/proc/self/ns/pid").st_ino
         for item in util.processes():
@@ -147,7 +147,7 @@ class Lab:
                 return item
         return None
 
-    def init(self, role: str) -> Optional[Process]:
+    def init(self, role: str) -> Process | None:
         """PID 1 of a host or of the hub, as the machine sees it."""
         outer = self.outer(role)
         if outer is None:
@@ -160,36 +160,36 @@ class Lab:
     def need_init(self, host: str) -> Process:
         item = self.init(host)
         if item is None:
-            raise LabError("%s is off" % host)
+            raise LabError(f"{host} is off")
         return item
 
     def root(self, host: str) -> Path:
         """The host's root directory, from the machine. Absolute symbolic links in it lead astray."""
-        return Path("/proc/%d/root" % self.need_init(host).pid)
+        return Path(f"/proc/{self.need_init(host).pid}/root")
 
-    def enter(self, host: str) -> List[str]:
+    def enter(self, host: str) -> list[str]:
         """The words that run a command in a host."""
         pid = str(self.need_init(host).pid)
         return ["nsenter", "--target", pid, "--mount", "--uts", "--ipc", "--net", "--pid", "--"]
 
-    def run_in(self, host: str, *argv: str, check: bool = True, stdin: str = "", timeout: Optional[float] = None) -> (
-        "subprocess.CompletedProcess[str]"
-    ):
+    def run_in(
+        self, host: str, *argv: str, check: bool = True, stdin: str = "", timeout: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command in a host."""
         environment = self.environment("exec")
         return run(*self.enter(host), *argv, check=check, stdin=stdin, timeout=timeout, env=environment)
 
-    def in_hub(self, *argv: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    def in_hub(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command in the hub's network namespace."""
         return run("ip", "netns", "exec", self.netns("hub"), *argv, check=check)
 
     def shared_dir(self) -> Path:
         """The shared storage, from the machine."""
-        return Path("/proc/%d/root" % self.need_init("hub").pid) / str(self.dir / "mnt" / "shared").lstrip("/")
+        return Path("/proc/{}/root".format(self.need_init("hub").pid)) / str(self.dir / "mnt" / "shared").lstrip("/")
 
     # ---- network names
 
-    def netns_names(self, role: str = "") -> List[str]:
+    def netns_names(self, role: str = "") -> list[str]:
         prefix = self.netns_prefix + role
         with contextlib.suppress(FileNotFoundError):
             names = sorted(name for name in os.listdir(RUN_NETNS) if name.startswith(self.netns_prefix))
@@ -202,34 +202,31 @@ class Lab:
         seed = int(self.id, 16)
         for attempt in range(1000):
             value = (seed + attempt * 7919) % (150 * 256)
-            network = ipaddress.ip_network("10.%d.%d.0/24" % (100 + value // 256, value % 256))
+            network = ipaddress.ip_network(f"10.{100 + value // 256}.{value % 256}.0/24")
             if not any(network.overlaps(other) for other in taken):
                 return str(network.network_address).rsplit(".", 1)[0]
         raise LabError("no free 10.x.y.0/24 found")
 
     # ---- sweeping
 
-    def marks(self) -> List[str]:
+    def marks(self) -> list[str]:
         """What in a mount table says that it belongs to this lab."""
-        return ["upperdir=%s/hosts/" % self.dir, " %s/mnt/" % self.dir, "/%s/mnt/" % str(self.dir).lstrip("/")]
+        return [f"upperdir={self.dir}/hosts/", f" {self.dir}/mnt/", "/{}/mnt/".format(str(self.dir).lstrip("/"))]
 
-    def belongings(self, roles: Optional[Set[str]] = None) -> List[Process]:
+    def belongings(self, roles: set[str] | None = None) -> list[Process]:
         """Every process of the lab (of these roles), wherever it went: by environment, namespaces, mounts."""
         me = os.getpid()
         own_pid_ns = os.stat("/proc/self/ns/pid").st_ino
         own_mount_ns = os.stat("/proc/self/ns/mnt").st_ino
-        netns: Set[int] = set()
+        netns: set[int] = set()
         for name in self.netns_names():
-            if roles is None or name[len(self.netns_prefix):] in roles:
+            if roles is None or name[len(self.netns_prefix) :] in roles:
                 with contextlib.suppress(OSError):
                     netns.add(os.stat(RUN_NETNS / name).st_ino)
         netns.discard(os.stat("/proc/self/ns/net").st_ino)
-        if roles is None:
-            marks = self.marks()
-        else:
-            marks = ["upperdir=%s/hosts/%s/" % (self.dir, role) for role in roles]
-        found: Dict[int, Process] = {}
-        pid_ns: Set[int] = set()
+        marks = self.marks() if roles is None else [f"upperdir={self.dir}/hosts/{role}/" for role in roles]
+        found: dict[int, Process] = {}
+        pid_ns: set[int] = set()
         everything = [item for item in util.processes() if item.pid != me]
         for item in everything:
             env = item.environment()
@@ -249,7 +246,7 @@ class Lab:
                 found[item.pid] = item
         return [item for item in found.values() if item.alive]
 
-    def kill_belongings(self, roles: Optional[Set[str]] = None) -> None:
+    def kill_belongings(self, roles: set[str] | None = None) -> None:
         def none_left() -> bool:
             left = self.belongings(roles)
             for item in left:
@@ -257,31 +254,31 @@ class Lab:
             return not left
 
         if not util.wait_for(none_left, 20):
-            left = ["%d (%s)" % (item.pid, item.command) for item in self.belongings(roles)]
-            raise LabError("these processes of lab %s do not die: %s" % (self.name, ", ".join(left)))
+            left = [f"{item.pid} ({item.command})" for item in self.belongings(roles)]
+            raise LabError("these processes of lab {} do not die: {}".format(self.name, ", ".join(left)))
 
-    def leftovers(self) -> List[str]:
+    def leftovers(self) -> list[str]:
         """What still is there of the lab outside of its directory. Empty when all is clean."""
-        left = ["process %d %s" % (item.pid, item.arguments() or item.command) for item in self.belongings()]
+        left = [f"process {item.pid} {item.arguments() or item.command}" for item in self.belongings()]
         left += ["network namespace " + name for name in self.netns_names()]
         if Path("/sys/class/net", self.uplink).exists():
             left.append("interface " + self.uplink)
         left += ["mount " + target for target in self.mounts_here()]
         left += ["loop device " + device for device in self.loops()]
         if self.control.exists():
-            left.append("directory %s" % self.control)
+            left.append(f"directory {self.control}")
         return left
 
-    def mounts_here(self) -> List[str]:
+    def mounts_here(self) -> list[str]:
         """Mounts of the lab in our own mount namespace, the last one first. There should be none."""
         targets = []
         for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
             target = line.split()[4]
-            if target.startswith("%s/mnt/" % self.dir) or target.startswith("%s/hosts/" % self.dir):
+            if target.startswith((f"{self.dir}/mnt/", f"{self.dir}/hosts/")):
                 targets.append(target)
         return targets[::-1]
 
-    def loops(self) -> List[str]:
+    def loops(self) -> list[str]:
         """Loop devices on files of the lab."""
         found = []
         for path in Path("/sys/block").glob("loop*/loop/backing_file"):
@@ -317,11 +314,11 @@ def number(host: str) -> int:
     return int(host[3:])
 
 
-def names(count: int) -> List[str]:
-    return ["kvm%d" % index for index in range(1, count + 1)]
+def names(count: int) -> list[str]:
+    return [f"kvm{index}" for index in range(1, count + 1)]
 
 
-def networks_in_use(besides: str = "") -> List[ipaddress.IPv4Network]:
+def networks_in_use(besides: str = "") -> list[ipaddress.IPv4Network]:
     """Networks the machine has routes to, and the hosts that are its name servers."""
     found = []
     for route in json.loads(run("ip", "-4", "-json", "route", "show", "table", "all").stdout or "[]"):

@@ -16,8 +16,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Union
+from typing import Callable, Union
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -42,18 +43,17 @@ def run(
     *argv: StrPath,
     check: bool = True,
     stdin: str = "",
-    timeout: Optional[float] = None,
-    env: Optional[Mapping[str, str]] = None,
-    cwd: Optional[StrPath] = None,
-) -> "subprocess.CompletedProcess[str]":
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: StrPath | None = None,
+) -> subprocess.CompletedProcess[str]:
     """Run a program to its end. It dies when we die. An error carries what the program said."""
     command = [os.fspath(word) for word in argv]
     try:
         done = subprocess.run(
             command,
             input=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             encoding="utf-8",
             errors="replace",
             timeout=timeout,
@@ -63,15 +63,17 @@ def run(
             check=False,
         )
     except FileNotFoundError as error:
-        raise LabError("%s is missing (see packages.txt)" % command[0]) from error
+        raise LabError(f"{command[0]} is missing (see packages.txt)") from error
     except subprocess.TimeoutExpired as error:
-        raise LabError("no answer within %s s: %s" % (timeout, " ".join(command))) from error
+        raise LabError("no answer within {} s: {}".format(timeout, " ".join(command))) from error
     if check and done.returncode:
-        raise LabError("%s: exit code %d: %s" % (" ".join(command), done.returncode, (done.stderr or done.stdout).strip()))
+        raise LabError(
+            "{}: exit code {}: {}".format(" ".join(command), done.returncode, (done.stderr or done.stdout).strip())
+        )
     return done
 
 
-def spawn(argv: Sequence[StrPath], log: StrPath, env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+def spawn(argv: Sequence[StrPath], log: StrPath, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start something that outlives us, in a session of its own."""
     with open(log, "ab") as output:
         return subprocess.Popen(
@@ -156,7 +158,7 @@ def machine_lock(name: str) -> Iterator[None]:
             return True
 
         if not wait_for(taken, 60, 0.05):
-            raise LabError("the lock %s is not let go" % name)
+            raise LabError(f"the lock {name} is not let go")
         yield
 
 
@@ -173,42 +175,42 @@ class Process:
     def alive(self) -> bool:
         return self.state not in ("Z", "X")
 
-    def environment(self) -> Dict[str, str]:
+    def environment(self) -> dict[str, str]:
         return _environment(self.pid)
 
     def namespace(self, kind: str) -> int:
         """The inode of its namespace (0: gone)."""
         try:
-            return os.stat("/proc/%d/ns/%s" % (self.pid, kind)).st_ino
+            return os.stat(f"/proc/{self.pid}/ns/{kind}").st_ino
         except OSError:
             return 0
 
     def arguments(self) -> str:
         try:
-            return Path("/proc/%d/cmdline" % self.pid).read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            return Path(f"/proc/{self.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:
             return ""
 
     def mounts(self) -> str:
         try:
-            return Path("/proc/%d/mountinfo" % self.pid).read_text(encoding="utf-8", errors="replace")
+            return Path(f"/proc/{self.pid}/mountinfo").read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
 
 
-def _environment(pid: int) -> Dict[str, str]:
+def _environment(pid: int) -> dict[str, str]:
     try:
-        raw = Path("/proc/%d/environ" % pid).read_bytes()
+        raw = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return {}
     pairs = (item.partition(b"=") for item in raw.split(b"\0") if item)
     return {key.decode(errors="replace"): value.decode(errors="replace") for key, _sign, value in pairs}
 
 
-def process(pid: int) -> Optional[Process]:
+def process(pid: int) -> Process | None:
     """One process, or None."""
     try:
-        text = Path("/proc/%d/stat" % pid).read_text(encoding="utf-8", errors="replace")
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     head, _paren, tail = text.rpartition(")")
@@ -216,7 +218,7 @@ def process(pid: int) -> Optional[Process]:
     return Process(pid, int(fields[1]), fields[0], head.partition("(")[2])
 
 
-def processes() -> List[Process]:
+def processes() -> list[Process]:
     """All processes of the machine, kernel threads left out."""
     found = []
     for name in os.listdir("/proc"):
