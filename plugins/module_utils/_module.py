@@ -152,6 +152,8 @@ class _Runner:
             return _failed({"name": str(subject.details.get("name", ""))}, subject)
         began = time.monotonic()
         result: Result = {"name": subject.name, "host": self.context.host.name}
+        if subject.guest:
+            result["uuid"] = subject.guest.uuid
         try:
             plan = self._plan(subject)
             if plan.changed and not self.module.check_mode:

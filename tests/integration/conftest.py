@@ -1,0 +1,52 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The lab for the tests."""
+
+from __future__ import annotations
+
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from tests.integration.harness import LAB, Lab, Playbook, Result, order, run, task
+
+HOSTS = 2
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Lab]:
+    """Two KVM hosts."""
+    run([str(LAB), "up", "--hosts", str(HOSTS)], check=True, timeout=900)
+    try:
+        inventory = tmp_path_factory.mktemp("lab") / "inventory.yml"
+        inventory.write_text(run([str(LAB), "inventory"], check=True, timeout=60).stdout, encoding="utf-8")
+        yield Lab(inventory)
+    finally:
+        run([str(LAB), "down"], check=True, timeout=120)
+
+
+@pytest.fixture(autouse=True)
+def clean(lab: Lab) -> t.Iterator[None]:
+    """Every test begins and ends with empty hosts."""
+    lab.clean()
+    yield
+    lab.clean()
+
+
+@pytest.fixture
+def play(lab: Lab, tmp_path: Path) -> Playbook:
+    """Runs tasks on the lab."""
+    return Playbook(lab, tmp_path)
+
+
+@pytest.fixture
+def launch(lab: Lab, play: Playbook) -> t.Callable[..., Result]:
+    """Launches small VMs: ``launch("a", "b", host="kvm2", start=False)``."""
+
+    def do(*names: str, host: str = "kvm1", **options: t.Any) -> Result:
+        return t.cast("Result", play(task("vm", **order(lab, *names, **options)), host=host).ok()["result"])
+
+    return do

@@ -1,0 +1,246 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The lab as the tests reach it, and playbooks run on it as a user would run them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import typing as t
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tests.lab.kvmlab.guest import Guest
+from tests.lab.kvmlab.lab import Lab as KvmLab
+
+# Where a domain's XML says what its serial console is written to.
+_LOGS = (("devices/serial/log", "file"), ("devices/serial[@type='file']/source", "path"))
+
+HERE = Path(__file__).resolve().parent
+REPO = HERE.parents[1]
+LAB = REPO / "tests/lab/lab"
+
+Result = dict[str, t.Any]
+
+
+class Lab:
+    """The lab's hosts, reached directly and not through what is tested."""
+
+    def __init__(self, inventory: Path) -> None:
+        self.inventory = inventory
+        self.kvm = KvmLab()
+        told = yaml.safe_load(inventory.read_text(encoding="utf-8"))["all"]["children"]["kvm_hosts"]
+        self.hosts: dict[str, dict[str, t.Any]] = told["hosts"]
+        self.vars: dict[str, t.Any] = told["vars"]
+
+    def sh(self, host: str, script: str, *, check: bool = True, timeout: float = 120) -> str:
+        """Run a shell script in a host and return what it prints."""
+        return self.kvm.run_in(host, "sh", "-c", script, check=check, timeout=timeout).stdout.strip()
+
+    def fault(self, host: str, *what: str) -> None:
+        """See ``lab fault --help``."""
+        run([str(LAB), "fault", host, *what], check=True, timeout=120)
+
+    def guest(self, host: str, name: str) -> Guest:
+        """The guest of a VM that was launched, or that has its console log in the same place."""
+        guest = Guest(self.kvm, host, name)
+        domain = ET.fromstring(self.sh(host, f"virsh dumpxml {name}"))
+        logs = [node.get(key, "") for path, key in _LOGS for node in domain.iterfind(path)]
+        guest.console_file = logs[0]
+        return guest
+
+    def booted(self, host: str, name: str) -> Guest:
+        """The same, when it has booted and its agent answers."""
+        guest = self.guest(host, name)
+        guest.wait_up()
+        return guest
+
+    def kill_module(self, host: str, signal: int) -> None:
+        """Kill the Python of the module that runs in a host."""
+        self.sh(host, f"pkill -{int(signal)} -f '^/opt/kvmops/venv/bin/python'")
+
+    def domains(self, host: str) -> list[str]:
+        """The names of all VMs of a host, as virsh tells them."""
+        return self.sh(host, "virsh -q list --all --name").split()
+
+    def state(self, host: str, name: str) -> str:
+        """What ``virsh domstate --reason`` says."""
+        return self.sh(host, f"virsh domstate {name} --reason")
+
+    def files(self, host: str, directory: str = "/var/lib/libvirt/images") -> list[str]:
+        """Files below a directory, without the base cache."""
+        found = self.sh(host, f"find {directory} -path '*/_base*' -prune -o -path '*/lost+found' -prune -o -print")
+        return sorted(line for line in found.splitlines() if line != directory)
+
+    def clean(self) -> None:
+        """Remove every VM and its files from every host, whatever state a test left them in."""
+        for host in self.hosts:
+            self.sh(
+                host,
+                """
+                for vm in $(virsh -q list --all --uuid); do
+                    virsh destroy $vm; virsh managedsave-remove $vm
+                    virsh undefine $vm --nvram --checkpoints-metadata --snapshots-metadata
+                done >/dev/null 2>&1
+                find /var/lib/libvirt/images -mindepth 1 -maxdepth 1 ! -name _base ! -name lost+found -exec rm -rf {} +
+                test -z "$(virsh -q list --all)"
+                """,
+            )
+
+
+def run(command: list[str], *, check: bool, timeout: float, env: dict[str, str] | None = None) -> t.Any:
+    """A command, with nothing of ours left open in what it starts."""
+    return subprocess.run(
+        command, check=check, timeout=timeout, env=env, text=True, stdin=subprocess.DEVNULL, capture_output=True
+    )
+
+
+@dataclass
+class Played:
+    """What came of a playbook.
+
+    :param results: Of each task, in order; ``outcome`` is ``ok``, ``failed``, ``skipped`` or ``unreachable``.
+    """
+
+    returncode: int
+    output: str
+    results: list[Result]
+
+    @property
+    def last(self) -> Result:
+        """The result of the last task."""
+        assert self.results, self.output
+        return self.results[-1]
+
+    def ok(self) -> Result:
+        """The same, of a playbook that must have worked."""
+        assert self.returncode == 0, self.output
+        return self.last
+
+    def error(self) -> Result:
+        """The same, of a playbook whose last task must have failed, and not by a traceback."""
+        assert self.returncode != 0, self.output
+        assert self.last["outcome"] == "failed", self.output
+        assert "Traceback" not in self.output, self.output
+        return self.last
+
+
+Task = dict[str, t.Any]
+
+
+class Playbook:
+    """Runs tasks on a host of the lab."""
+
+    def __init__(self, lab: Lab, directory: Path) -> None:
+        self.lab = lab
+        self.directory = directory
+
+    def start(self, tasks: t.Sequence[Task], host: str, *options: str) -> tuple[list[str], dict[str, str], Path]:
+        """The command, its environment, and the file that the results come into."""
+        directory = Path(tempfile.mkdtemp(dir=self.directory))
+        play: dict[str, t.Any] = {"hosts": host, "gather_facts": False, "tasks": list(tasks)}
+        if host == "localhost":
+            play.update(connection="local", vars={"ansible_python_interpreter": sys.executable})
+        (directory / "play.yml").write_text(yaml.safe_dump([play], sort_keys=False), encoding="utf-8")
+        results = directory / "results"
+        results.touch()
+        env = {
+            **os.environ,
+            "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback_plugins"),
+            "ANSIBLE_CALLBACKS_ENABLED": "results",
+            "ANSIBLE_NOCOLOR": "1",
+            "KVMOPS_RESULTS": str(results),
+        }
+        playbook = Path(sys.executable).parent / "ansible-playbook"
+        return [str(playbook), "-i", str(self.lab.inventory), str(directory / "play.yml"), *options], env, results
+
+    def __call__(
+        self, tasks: t.Sequence[Task] | Task, *options: str, host: str = "kvm1", timeout: float = 300
+    ) -> Played:
+        """Run *tasks*. *options* are those of ansible-playbook."""
+        command, env, results = self.start([tasks] if isinstance(tasks, dict) else tasks, host, *options)
+        done = run(command, check=False, timeout=timeout, env=env)
+        return Played(done.returncode, done.stdout + done.stderr, read_results(results))
+
+    @contextlib.contextmanager
+    def running(self, tasks: t.Sequence[Task], *options: str, host: str = "kvm1") -> t.Iterator[subprocess.Popen[str]]:
+        """The playbook, running; ended at the latest with the body."""
+        command, env, _results = self.start(tasks, host, *options)
+        with subprocess.Popen(
+            command, env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def quartet(self, module: str, host: str = "kvm1", **arguments: t.Any) -> Result:
+        """Check mode, run, again, again in check mode: the first predicts the second, the third changes nothing and the
+        fourth says so. Returns the second."""
+        task = {f"kvmops.lifecycle.{module}": arguments, "diff": True}
+        quartet = [{**task, "check_mode": True}, task, task, {**task, "check_mode": True}]
+        played = self(quartet, host=host)
+        assert played.returncode == 0, played.output
+        check, done, again, again_check = (each["result"] for each in played.results)
+        assert check["changed"], played.output
+        assert done["changed"], played.output
+        assert check["diff"] == done["diff"], played.output
+        for foreseen, reached in zip(check["vms"], done["vms"]):
+            for key in ("status", "power_state", "changed"):
+                assert foreseen[key] == reached[key], (key, played.output)
+            # A step that proved needless when it was reached is no lie.
+            assert set(reached["steps"]) <= set(foreseen["steps"]), played.output
+        for later in (again, again_check):
+            assert not later["changed"], played.output
+            assert not any(vm["steps"] for vm in later["vms"]), played.output
+            assert later["diff"] == [], played.output
+        return t.cast("Result", done)
+
+
+def read_results(path: Path) -> list[Result]:
+    """What the callback wrote."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def task(module: str, **arguments: t.Any) -> Task:
+    """A task of this collection."""
+    return {f"kvmops.lifecycle.{module}": arguments}
+
+
+def order(lab: Lab, *names: str, **options: t.Any) -> dict[str, t.Any]:
+    """What the module vm needs for a small VM."""
+    return {
+        "name": list(names),
+        "image": lab.vars["lab_guest_image"],
+        "domain_type": "qemu",
+        "flavor": {"vcpus": 1, "memory": 96},
+        "networks": [{"bridge": lab.vars["lab_bridge"]}],
+        "graphics": "none",
+        **options,
+    }
+
+
+def define(lab: Lab, name: str, *, host: str = "kvm1", devices: str = "", extra: str = "") -> None:
+    """A VM as other tools make it: no metadata of ours, no disk unless *devices* has one."""
+    xml = f"""<domain type='qemu'><name>{name}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
+    <os><type arch='x86_64'>hvm</type></os><features><acpi/></features>{extra}
+    <devices>{devices}</devices></domain>"""
+    lab.sh(host, f"cat > /tmp/define.xml <<'XML'\n{xml}\nXML\nvirsh -q define /tmp/define.xml")
+
+
+def wait_for(predicate: t.Callable[[], object], seconds: float = 60) -> None:
+    """Ask until the answer is true."""
+    end = time.monotonic() + seconds
+    while not predicate():
+        assert time.monotonic() < end, f"not so within {seconds} seconds"
+        time.sleep(0.1)
