@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from . import hosts
+from . import faults, hosts
 from .lab import BASE, IMAGES, PRIVATE, SHARED, VENV, Lab, labs_under
 from .util import LabError, say
 
@@ -153,6 +154,68 @@ def command_ssh(args: argparse.Namespace) -> int:
     os.execvp(argv[0], argv)
 
 
+def command_status(args: argparse.Namespace) -> int:
+    lab = Lab(args.name, args.dir)
+    if not lab.exists():
+        print("{}" if args.json else f"lab {lab.name} is not there ({lab.dir})")
+        return 3
+    data = faults.report(lab)
+    if args.json:
+        print(json.dumps(data, indent=2))
+    else:
+        print(f"lab {lab.name}  {data['subnet']}  hub {data['hub']}  {lab.dir}")
+        for host in data["hosts"]:
+            words = [host["name"], host["address"], host["state"]]
+            if host["state"] != "off":
+                words.append("link " + host["link"])
+                words += [f"{key} {host[key]}" for key in ("rate", "delay") if host[key]]
+                words.append("libvirtd " + ("runs" if host["libvirtd"] else "is down"))
+                words.append(f"{host['guests']} guests")
+            print("  " + "  ".join(words))
+    good = data["hub"] == "on" and all(host["state"] == "on" for host in data["hosts"])
+    return 0 if good else 3
+
+
+def seconds(text: str) -> float:
+    """50ms, 0.05s -> 0.05"""
+    found = re.fullmatch(r"([0-9.]+)(ms|s)", text)
+    try:
+        return float(found[1]) / (1000 if found[2] == "ms" else 1) if found else float("")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a time is like 50ms or 1.5s: {text!r}") from None
+
+
+def size(text: str) -> int:
+    """4096, 10M, 1G -> bytes"""
+    found = re.fullmatch(r"([0-9]+)([KMG]?)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"a size is like 4096, 10M, 1G: {text!r}")
+    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]]
+
+
+def rate(text: str) -> str:
+    if not re.fullmatch(r"[0-9.]+(k|m|g)?bit", text):
+        raise argparse.ArgumentTypeError(f"a rate is like 10mbit: {text!r}")
+    return text
+
+
+def command_fault(args: argparse.Namespace) -> int:
+    if os.geteuid() != 0:
+        raise LabError("the lab needs root")
+    lab = Lab(args.name, args.dir)
+    lab.check_host(args.host)
+    with lab.locked():
+        if args.fault == "slow":
+            faults.slow(lab, args.host, args.rate or "", args.delay)
+        elif args.fault == "fill-disk":
+            faults.fill_disk(lab, args.host, args.storage, args.leave)
+        elif args.fault == "empty-disk":
+            faults.empty_disk(lab, args.host, args.storage)
+        else:
+            getattr(faults, args.fault.replace("-", "_"))(lab, args.host)
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="lab", description="Several real KVM hosts on one machine. See README.md.")
     common = argparse.ArgumentParser(add_help=False)
@@ -177,6 +240,36 @@ def parser() -> argparse.ArgumentParser:
 
     sub = add("inventory", command_inventory, "print an Ansible inventory (group kvm_hosts)")
     sub.add_argument("--json", action="store_true", help="as JSON")
+
+    sub = add("status", command_status, "tell what runs (exit code 3: not everything does)")
+    sub.add_argument("--json", action="store_true", help="as JSON")
+
+    sub = add("fault", command_fault, "do something to a host, or mend it")
+    sub.add_argument("host")
+    kinds = sub.add_subparsers(dest="fault", required=True, metavar="FAULT")
+
+    def fault(name: str, text: str) -> argparse.ArgumentParser:
+        return kinds.add_parser(name, help=text, description=text)
+
+    fault("cut", "pull the network cable")
+    fault("mend", "plug it in again")
+    kind = fault("slow", "slow the link down, both ways")
+    kind.add_argument("--rate", type=rate, help="like 10mbit")
+    kind.add_argument("--delay", type=seconds, default=0.0, help="each way, like 50ms")
+    fault("unslow", "the link at full speed again")
+    fault("kill-libvirtd", "SIGKILL; guests run on")
+    fault("stop-libvirtd", "SIGTERM; guests run on")
+    fault("start-libvirtd", "start it where it does not run")
+    fault("freeze", "stop every process, and the link")
+    fault("thaw", "let the host go on")
+    fault("power-off", "as a power cut")
+    fault("boot", "power on: disks and definitions are kept, /run, /tmp and processes are not")
+    for name, text in (("fill-disk", "take all room of a storage"), ("empty-disk", "give it back")):
+        kind = fault(name, text)
+        kind.add_argument("--storage", choices=["private", "shared"], default="private", help="(%(default)s)")
+        if name == "fill-disk":
+            kind.add_argument("--leave", type=size, default=0, metavar="BYTES", help="but so much, like 10M")
+    fault("heal", "mend whatever is the matter")
 
     add("env", command_env, 'print shell settings: eval "$(lab env)"')
 

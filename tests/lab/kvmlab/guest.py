@@ -1,7 +1,7 @@
 # Copyright (c) 2026 kvmops contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What tests want of the lab's guests: a domain's XML, its console, its counter, its agent. Through virsh in the host."""
+"""What tests want of the lab's guests: XML, console, counter, agent; through virsh in the host."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _XML = """\
   <memory unit='MiB'>{memory}</memory>
   <vcpu>1</vcpu>
   <os{firmware}>
-    <type arch='x86_64' machine='{machine}'>hvm</type>{os}
+    <type arch='x86_64' machine='{machine}'>hvm</type>{secure}{os}
   </os>
   <features><acpi/></features>
   <cpu mode='custom' match='exact'><model>qemu64</model></cpu>
@@ -71,6 +71,8 @@ def domain_xml(
         name=name,
         memory=memory or (MEMORY_UEFI_MIB if uefi else MEMORY_MIB),
         firmware=" firmware='efi'" if uefi else "",
+        # Nothing in the image is signed. Without this word Debian's libvirt takes a firmware that asks for it.
+        secure="<firmware><feature enabled='no' name='secure-boot'/></firmware>" if uefi else "",
         machine=machine or ("pc" if bus == "ide" else "q35"),
         os=os or "<boot dev='hd'/>",
         disk=disk,

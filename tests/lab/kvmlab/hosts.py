@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Callable
 
 from . import cache, util
-from .lab import HERE, MACHINE, MAX_HOSTS, READY, RUN_NETNS, SERVER, Lab, Settings, names, number
+from .lab import BASE, HERE, MACHINE, MAX_HOSTS, READY, RUN_NETNS, SERVER, Lab, Settings, labs_under, names, number
 from .util import LabError, run, say, write
 
 PRIVATE_SIZE = "6G"
@@ -313,8 +313,8 @@ def start_hub(lab: Lab) -> None:
     (lab.dir / "hub/ready").unlink(missing_ok=True)
     settings = lab.settings()
     log = lab.dir / "hub/console.log"
-    argv: list[util.StrPath] = ["nsenter", "--net=%s" % (RUN_NETNS / lab.netns("hub")), "--"]
-    argv += ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "--"]
+    argv: list[util.StrPath] = ["nsenter", f"--net={RUN_NETNS / lab.netns('hub')}", "--"]
+    argv += ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "slave", "--"]
     argv += [HERE / "host/hub", lab.dir, settings.subnet, settings.shared_size]
     started = util.spawn(argv, log, lab.environment("hub"))
     _await(started, lambda: (lab.dir / "hub/ready").exists(), log, "the hub")
@@ -339,7 +339,7 @@ def start_host(lab: Lab, host: str) -> subprocess.Popen[bytes]:
     make_port(lab, host)
     (lab.host_dir(host) / "frozen").unlink(missing_ok=True)
     argv: list[util.StrPath] = ["nsenter", f"--mount=/proc/{hub.pid}/ns/mnt"]
-    argv += ["--net=%s" % (RUN_NETNS / lab.netns(host)), "--", "unshare", "--mount", "--uts", "--ipc", "--pid"]
+    argv += [f"--net={RUN_NETNS / lab.netns(host)}", "--", "unshare", "--mount", "--uts", "--ipc", "--pid"]
     argv += ["--fork", "--kill-child", "--", HERE / "host/init", lab.dir, host, settings.images, settings.venv]
     argv += [settings.private_size]
     return util.spawn(argv, lab.host_dir(host) / "console.log", lab.environment(host))
@@ -432,7 +432,7 @@ def _up(lab: Lab, count: int | None, private_size: str, shared_size: str) -> lis
         if lab.leftovers():
             say("an earlier run left something: cleaning up")
             lab.sweep()
-        in_use = [settings.images, settings.venv]
+        in_use = _cached()
         settings.images, settings.venv = str(cache.images(in_use)), str(cache.venv(in_use))
         with util.machine_lock("kvmops-lab"):  # two labs must not choose the same subnet at the same time
             settings.subnet = settings.subnet or lab.choose_subnet()
@@ -449,6 +449,15 @@ def _up(lab: Lab, count: int | None, private_size: str, shared_size: str) -> lis
     return off
 
 
+def _cached() -> list[str]:
+    """What the labs of this repository use of the cache."""
+    used = []
+    for lab in labs_under(BASE):
+        with contextlib.suppress(LabError):
+            used += [lab.settings().images, lab.settings().venv]
+    return used
+
+
 def _control_dir(lab: Lab) -> None:
     shutil.rmtree(lab.control, ignore_errors=True)
     lab.control.mkdir(mode=0o700, parents=True)
@@ -461,9 +470,20 @@ def down(lab: Lab, keep: bool = False) -> bool:
     if not lab.dir.exists():
         something = bool(lab.leftovers())
         lab.sweep()
+        _remove_gone(lab)
         return something
     with lab.locked():
         lab.sweep()
-        if not keep:
-            shutil.rmtree(lab.dir)
+        if not keep:  # moved first: a directory that is half removed would be mistaken for a lab
+            os.rename(lab.dir, _gone(lab))
+    _remove_gone(lab)
     return True
+
+
+def _gone(lab: Lab) -> Path:
+    return lab.dir.with_name(f".gone-{lab.id}-{uuid.uuid4().hex[:8]}")
+
+
+def _remove_gone(lab: Lab) -> None:
+    for path in lab.dir.parent.glob(f".gone-{lab.id}-*"):
+        shutil.rmtree(path, ignore_errors=True)

@@ -185,7 +185,7 @@ class Lab:
 
     def shared_dir(self) -> Path:
         """The shared storage, from the machine."""
-        return Path("/proc/{}/root".format(self.need_init("hub").pid)) / str(self.dir / "mnt" / "shared").lstrip("/")
+        return self.root("hub") / str(self.dir / "mnt" / "shared").lstrip("/")
 
     # ---- network names
 
@@ -211,7 +211,7 @@ class Lab:
 
     def marks(self) -> list[str]:
         """What in a mount table says that it belongs to this lab."""
-        return [f"upperdir={self.dir}/hosts/", f" {self.dir}/mnt/", "/{}/mnt/".format(str(self.dir).lstrip("/"))]
+        return [f"upperdir={self.dir}/hosts/", f" {self.dir}/mnt/"]
 
     def belongings(self, roles: set[str] | None = None) -> list[Process]:
         """Every process of the lab (of these roles), wherever it went: by environment, namespaces, mounts."""
