@@ -38,10 +38,12 @@ class Lab:
 
     def __init__(self, inventory: Path) -> None:
         self.inventory = inventory
-        self.kvm = KvmLab()
         told = yaml.safe_load(inventory.read_text(encoding="utf-8"))["all"]["children"]["kvm_hosts"]
         self.hosts: dict[str, dict[str, t.Any]] = told["hosts"]
         self.vars: dict[str, t.Any] = told["vars"]
+        self.kvm = KvmLab()
+        # The guest image as this machine sees it.
+        self.image = Path(self.kvm.root("kvm1")) / self.vars["lab_guest_image"].lstrip("/")
 
     def sh(self, host: str, script: str, *, check: bool = True, timeout: float = 120) -> str:
         """Run a shell script in a host and return what it prints."""
@@ -172,6 +174,17 @@ class Playbook:
         done = run(command, check=False, timeout=timeout, env=env)
         return Played(done.returncode, done.stdout + done.stderr, read_results(results))
 
+    def killed_at(self, step: str, task: Task, host: str = "kvm1") -> None:
+        """Run *task*, whose module is killed right before *step*."""
+        saboteur = (HERE / "saboteur/sitecustomize.py").read_text(encoding="utf-8")
+        self.lab.kvm.run_in(
+            host, "sh", "-c", "mkdir -p /tmp/saboteur; cat > /tmp/saboteur/sitecustomize.py", stdin=saboteur
+        )
+        environment = {"PYTHONPATH": "/tmp/saboteur", "KVMOPS_KILL_AT": step}
+        played = self({**task, "environment": environment}, host=host)
+        assert played.returncode != 0, played.output
+        assert "MODULE FAILURE" in played.output or "Killed" in played.output, played.output
+
     @contextlib.contextmanager
     def running(self, tasks: t.Sequence[Task], *options: str, host: str = "kvm1") -> t.Iterator[subprocess.Popen[str]]:
         """The playbook, running; ended at the latest with the body."""
@@ -205,6 +218,12 @@ class Playbook:
             assert not any(vm["steps"] for vm in later["vms"]), played.output
             assert later["diff"] == [], played.output
         return t.cast("Result", done)
+
+
+def file_disk(path: str, disk_format: str, target: str) -> str:
+    """A disk's XML."""
+    driver = f"<driver name='qemu' type='{disk_format}'/>"
+    return f"<disk type='file'>{driver}<source file='{path}'/><target dev='{target}'/></disk>"
 
 
 def read_results(path: Path) -> list[Result]:

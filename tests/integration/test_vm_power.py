@@ -137,11 +137,12 @@ def test_a_hanging_agent_does_not_hold_up_a_stop(lab: Lab, play: Playbook, launc
 
 def test_a_guest_asleep_is_woken(lab: Lab, play: Playbook, launch: Launch) -> None:
     launch("a")
-    lab.booted("kvm1", "a")
+    guest = lab.booted("kvm1", "a")
     lab.sh("kvm1", "virsh dompmsuspend a mem")
     wait_for(lambda: lab.state("kvm1", "a").startswith("pmsuspended"))
     told = play.quartet("vm_power", name="a", state="running")
     assert steps(told) == ["wake"]
+    guest.wait_agent()
     lab.sh("kvm1", "virsh dompmsuspend a mem")
     wait_for(lambda: lab.state("kvm1", "a").startswith("pmsuspended"))
     told = play.quartet("vm_power", name="a", state="stopped", shutdown_timeout=30)
@@ -284,7 +285,8 @@ def test_an_unreachable_and_a_silent_libvirtd_are_told_in_time(lab: Lab, play: P
 
 def test_a_user_without_rights_is_told_what_to_do(lab: Lab, play: Playbook) -> None:
     define(lab, "v")
-    denied = {**task("vm_power", name="v", state="running"), "become": True, "become_user": "nobody"}
+    as_nobody = {"become": True, "become_user": "nobody", "become_method": "ansible.builtin.su"}
+    denied = {**task("vm_power", name="v", state="running"), **as_nobody}
     error = play(denied).error()["result"]
     assert error["code"] == "denied"
     assert "become" in error["msg"]

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from .bulk import Bulk
+from .chains import Chains
+from .details import Details
 from .errors import MISSING
 from .guest import Guest
 from .host import Host, Platform, open_host, pick
@@ -16,6 +19,9 @@ from .storage import Storage, storage_of
 __all__ = [
     "MISSING",
     "Adjuster",
+    "Bulk",
+    "Chains",
+    "Details",
     "Guest",
     "Host",
     "Launcher",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .._core.clock import Clock, wait_until
 from .._core.errors import LifecycleError, NotFound, TimedOut
-from .._model.status import RUNNING, SHUTOFF, SHUTOFF_SHUTDOWN
+from .._model.status import PAUSED, RUNNING, SHUTOFF, SHUTOFF_SHUTDOWN
 from .guest import Guest
 
 Figures = dict[str, t.Any]
@@ -64,8 +64,10 @@ class Power:
         if restored:
             # The running domain has the metadata of the time of the save; the definition has what came since.
             self.guest.remember(self.guest.recall())
-            if not paused:
-                self._set_time()
+        if restored and not paused:
+            if self.guest.state()[0] == PAUSED:  # as it was when it was saved
+                self.guest.resume()
+            self._set_time()
         return {"restored_memory": restored}
 
     def resume(self) -> None:
