@@ -10,6 +10,7 @@ that only looks gives :func:`run_query` one function that returns the result.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import typing as t
@@ -181,9 +182,12 @@ class _Runner:
 
     def _act(self, action: str, subject: Subject, result: Result) -> Plan:
         """Take the VM's operation lock, look again, plan again, carry out."""
-        key = subject.guest.uuid if subject.guest else f"name-{subject.name}"
+        key = lock.key_of(self.context.host.name, subject.name)
         now = stamp(self.context.clock.now())
         with lock.hold(key, {"action": action, "since": now, "pid": os.getpid()}, name=subject.name):
+            if subject.guest is None:  # somebody else may have made it meanwhile
+                found = pick(self.context.host.guests(), [subject.name])[0]
+                subject.guest = found if isinstance(found, Guest) else None
             if subject.guest:
                 subject.seen = subject.guest.look()
             journal = subject.instance.journal
@@ -204,31 +208,43 @@ class _Runner:
         taken = result.setdefault("steps", [])
         figures = result.setdefault("figures", {})
         if plan.journaled and subject.journal is None:
-            subject.journal = subject.instance.journal or Journal.begin(plan.action, self.context.clock.now())
+            left = subject.instance.journal
+            mine = left if left and left.action == plan.action else None
+            subject.journal = mine or Journal.begin(plan.action, self.context.clock.now())
         for index, step in enumerate(plan.steps):
-            try:
+            with self._taken_back(plan, index, subject):
                 if plan.journaled and subject.journal:
                     subject.journal = subject.journal.at(step.name)
                     _write_journal(subject)
                 figures.update(step.do() or {})
-            except LifecycleError:
-                self._undo(plan, index, subject)
-                raise
             taken.append(step.name)
         if plan.journaled:
             subject.journal = None
             _write_journal(subject)
 
-    def _undo(self, plan: Plan, failed: int, subject: Subject) -> None:
-        """Take back the step that failed and those before it, the newest first. A plan whose steps cannot be taken back
-        keeps its journal: the next run goes on from there."""
-        undos = [step.undo for step in plan.steps[: failed + 1]]
-        for undo in reversed(undos):
-            if undo:
-                undo()
-        if plan.journaled and any(undos):
-            subject.journal = None
-            _write_journal(subject)
+    @contextlib.contextmanager
+    def _taken_back(self, plan: Plan, index: int, subject: Subject) -> t.Iterator[None]:
+        """When the body fails, take back the step number *index* and those before it, the newest first. A plan whose
+        steps cannot be taken back keeps its journal: the next run goes on from there."""
+        failed = True
+        try:
+            try:
+                yield
+                failed = False
+            finally:
+                if failed:
+                    undos = [step.undo for step in plan.steps[: index + 1] if step.undo]
+                    for undo in reversed(undos):
+                        undo()
+                    if plan.journaled and undos:
+                        subject.journal = None
+                        _write_journal(subject)
+        except LifecycleError as exc:
+            first = exc.__context__
+            if isinstance(first, LifecycleError):  # it failed, and then taking it back failed
+                first.hint = f"Taking it back failed as well: {exc.message} {first.hint}"
+                raise first from exc
+            raise
 
     def _tell(self, subject: Subject, result: Result, plan: Plan | None = None) -> Result:
         """What every result says of its VM: as it is now or, in check mode, as it would be."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import struct
@@ -25,6 +26,11 @@ DIRECTORY = "/run/lock/kvmops"
 # Open file description locks (fcntl(2)): they belong to the open file, so threads exclude each other too, and one can
 # ask who holds one without taking it. struct flock: type, whence, start, len, pid, on 64-bit Linux.
 _FLOCK = "hhqqi4x"
+
+
+def key_of(host: str, name: str) -> str:
+    """The key of VM *name* on *host*: by name, so that a VM has it before it has a UUID, and safe as a file's name."""
+    return hashlib.sha256(f"{host}/{name}".encode()).hexdigest()[:32]
 
 
 def _flock(kind: int) -> bytes:
@@ -57,7 +63,7 @@ def _read(fd: int) -> dict[str, t.Any]:
 
 @contextlib.contextmanager
 def hold(key: str, what: t.Mapping[str, t.Any], *, name: str, directory: str = DIRECTORY) -> t.Iterator[None]:
-    """Hold the lock *key* (a VM's UUID) while the body runs.
+    """Hold the lock *key* of a VM while the body runs.
 
     :param what: What the holder does, told to others that want it: ``action``, ``since``, ``pid``.
     :param name: The VM's name, for the error.
@@ -79,7 +85,7 @@ def hold(key: str, what: t.Mapping[str, t.Any], *, name: str, directory: str = D
                 running=told,
             ) from exc
         os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(dict(what)).encode(), 0)
+        os.pwrite(fd, json.dumps({"name": name, **what}).encode(), 0)
         try:
             yield
         finally:

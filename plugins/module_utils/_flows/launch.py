@@ -49,7 +49,7 @@ def make(context: Context, vm: Subject) -> Plan:
     check_networks(context, vm_uuid, networks)
 
     cloud_init = NoCloud(**ask["cloud_init"]) if ask["cloud_init"] else None
-    storage = ask["storage"] or DEFAULT_STORAGE
+    storage = names.check_directory(ask["storage"] or DEFAULT_STORAGE)
     directory = f"{storage}/{vm_uuid}"
     cdrom_bus = launch.config_bus(kind.machine)
     order = launch.Order(

@@ -68,7 +68,7 @@ class Guest:
 
     def running_operation(self) -> dict[str, t.Any] | None:
         """What the process says that holds this VM's operation lock."""
-        return lock.holder(self.uuid)
+        return lock.holder(lock.key_of(self.host.name, self.name))
 
     @property
     def id(self) -> int:

@@ -17,7 +17,6 @@ try:
 except ImportError:  # run_module() tells the user
     libvirt = None
 
-from .._core import lock
 from .._core.errors import Ambiguous, LifecycleError, NotFound, Unreachable
 from .._model.domain import read_domain
 from .._model.status import Observation
@@ -242,7 +241,7 @@ class Host:
                     managed_save=guest.uuid in saved,
                     persistent=guest.uuid in persistent,
                     instance=instance,
-                    running=lock.holder(guest.uuid),
+                    running=guest.running_operation(),
                 )
             )
         return seen

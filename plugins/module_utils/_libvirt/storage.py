@@ -20,6 +20,7 @@ import json
 import os
 import subprocess
 import tempfile
+import threading
 import typing as t
 import uuid
 import xml.etree.ElementTree as ET
@@ -313,6 +314,7 @@ class PoolStorage:
         self.host = host
         self._pools: dict[str, t.Any] = {}
         self._made: list[t.Any] = []
+        self._guard = threading.RLock()
 
     def free(self, directory: str) -> int | None:
         """See :class:`Storage`."""
@@ -331,6 +333,10 @@ class PoolStorage:
             for chunk in iter(lambda: file.read(_CHUNK), b""):
                 digest.update(chunk)
             sha256 = digest.hexdigest()
+        with self._guard:  # one upload serves all
+            return self._find_or_send(source, image_format, bases, sha256)
+
+    def _find_or_send(self, source: str, image_format: str, bases: str, sha256: str) -> Base:
         names = self._names(bases)
         for name in sorted(names):
             if name.startswith(sha256) and name.endswith(f".{image_format}") and f"{name}.ok" in names:
@@ -443,8 +449,12 @@ class PoolStorage:
 
     def _pool(self, directory: str, *, create: bool) -> t.Any:
         """The pool of *directory*; ``None`` when there is no such directory and it shall not be created."""
-        if directory in self._pools:
+        with self._guard:
+            if self._pools.get(directory) is None:
+                self._pools[directory] = self._open_pool(directory, create=create)
             return self._pools[directory]
+
+    def _open_pool(self, directory: str, *, create: bool) -> t.Any:
         with doing(f"look at {directory} on {self.host.name}"):
             try:
                 pool = self.host.connection.storagePoolLookupByTargetPath(directory)
@@ -467,7 +477,6 @@ class PoolStorage:
                         raise
                     return None
                 self._made.append(pool)
-        self._pools[directory] = pool
         return pool
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import re
 import uuid
 from dataclasses import dataclass
@@ -54,6 +55,16 @@ def check_uuid(text: str) -> str:
     if not is_uuid(text):
         raise Invalid(f"{text!r} is not a UUID.", hint="It looks like 123e4567-e89b-42d3-a456-426614174000.")
     return text.lower()
+
+
+def check_directory(path: str) -> str:
+    """*path*, if it is absolute and says what it means: no ``..``, no double or last slash, no control characters.
+
+    :raises Invalid: It is not.
+    """
+    if not path.startswith("/") or posixpath.normpath(path) != path or not path.isprintable():
+        raise Invalid(f"{path!r} cannot be a storage directory.", hint="It must be an absolute path without '..'.")
+    return path
 
 
 @dataclass(frozen=True)
