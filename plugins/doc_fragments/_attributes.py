@@ -21,10 +21,10 @@ attributes:
     description: Can run in C(check_mode) and return changed status prediction without modifying target.
   diff_mode:
     description: Will return details on what has changed (or possibly needs changing in C(check_mode)), when in diff
-    mode.
+      mode.
   idempotent:
     description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no
-    change.
+      change.
   action_group:
     description: Use C(group/kvmops.lifecycle.all) in C(module_defaults) to set defaults for this module.
     membership:
