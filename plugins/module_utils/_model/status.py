@@ -81,6 +81,10 @@ _TRANSITIONS: dict[str, dict[str, str]] = {
     "paused": {"migrating": "MIGRATING"},
     "error": _REBUILD,
 }
+# Every status that a VM which is there can have.
+STATUSES = frozenset((*_STATUSES.values(), *(to for each in _TRANSITIONS.values() for to in each.values()))) - {
+    "DELETED"
+}
 
 # The task_state that an action of the action table shows while it runs (Nova's first one).
 TASKS = {

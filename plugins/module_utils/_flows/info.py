@@ -1,0 +1,309 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""Asking about VMs: few calls for many VMs, several at once where libvirt has one for each only, and none waited for
+that does not answer."""
+
+from __future__ import annotations
+
+import contextlib
+import typing as t
+from dataclasses import dataclass, field, replace
+
+from .._core import lock
+from .._core.errors import Invalid, LifecycleError, NotFound, Unsupported
+from .._core.workers import spread, within
+from .._libvirt import Guest, pick
+from .._libvirt.bulk import PATIENCE, Bulk
+from .._libvirt.chains import Chains
+from .._libvirt.details import Details
+from .._model import info, status
+from .._model import instance as memory
+from .._model.chain import Chain, Layer
+from .._model.domain import Disk, Domain, read_domain
+from .._model.info import Address, Traits
+from .._model.instance import Instance
+from .._model.statistics import answered, figures, sizes
+from .._model.status import Observation
+from .._task import Context
+
+Result = dict[str, t.Any]
+Addresses = dict[str, list[Address]]
+
+GROUPS = ("status", "config", "disks", "interfaces", "graphics", "statistics", "guest")
+# Those for which the domain's XML is read.
+_IN_XML = {"config", "disks", "interfaces", "graphics", "guest"}
+_FLAGS = ("active", "persistent", "managedsave", "autostart", "has_snapshot", "has_checkpoint")
+
+
+@dataclass
+class More:
+    """What libvirt tells about one VM only."""
+
+    job: Result | None = None
+    block_jobs: dict[str, Result] = field(default_factory=dict)
+    neighbours: Addresses = field(default_factory=dict)
+    snapshots: int = 0
+    checkpoints: int = 0
+    chains: dict[str, Chain] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Sight:
+    """What was seen of one VM."""
+
+    guest: Guest
+    seen: Observation
+    active: bool
+    domain: Domain | None
+    problems: list[str]
+    statistics: t.Mapping[str, t.Any] = field(default_factory=dict)
+    more: More = field(default_factory=More)
+    agent: t.Mapping[str, t.Any] | None = None
+
+    @property
+    def hangs(self) -> bool:
+        """Whether QEMU was asked and did not answer."""
+        return self.active and bool(self.statistics) and not answered(self.statistics)
+
+
+class Inquiry:
+    """One question about VMs of a host.
+
+    :param gather: Which of :data:`GROUPS` to tell; the first is always told.
+    :param patience: Seconds that the agent of a guest has to answer.
+    """
+
+    def __init__(self, context: Context, gather: t.AbstractSet[str], patience: float) -> None:
+        self.host = context.host
+        self.bulk = Bulk(context.host)
+        self.chains = Chains(context.host)
+        self.gather = gather
+        self.patience = patience
+        self.flagged: dict[str, frozenset[str]] = {}
+        self.leases: Addresses = {}
+        self.table: Addresses | None = None
+
+    def tell(self, names: t.Sequence[str] | None, statuses: t.Sequence[str] | None) -> Result:
+        """The answer.
+
+        :param names: Which VMs; ``None`` for all.
+        :param statuses: Leave out VMs of any other status; ``None`` for all.
+        :raises Ambiguous: A name means two VMs.
+        """
+        guests, missing = self._choose(names)
+        sights = self._look(guests)
+        if statuses is not None:
+            sights = [sight for sight in sights if status.read(sight.seen).status in statuses]
+        self._measure(sights)
+        self._look_closer(sights)
+        if "guest" in self.gather:
+            self._ask_agents(sights)
+        return {"vms": [self._tell(sight) for sight in sights], "missing": missing}
+
+    def _choose(self, names: t.Sequence[str] | None) -> tuple[list[Guest], list[str]]:
+        guests = self.host.guests()
+        if names is None:
+            return guests, []
+        chosen: list[Guest] = []
+        missing: list[str] = []
+        for found in pick(guests, names):
+            if isinstance(found, Guest):
+                chosen.append(found)
+            elif isinstance(found, NotFound):
+                missing.append(found.details["name"])
+            else:
+                raise found
+        return chosen, missing
+
+    # ---- looking
+
+    def _look(self, guests: t.Sequence[Guest]) -> list[Sight]:
+        self.flagged = self.bulk.flagged(*_FLAGS)
+        states = self.bulk.states(guests)
+        there = [guest for guest in guests if guest.uuid in states]
+        return [sight for sight in spread(lambda guest: self._read(guest, *states[guest.uuid]), there) if sight]
+
+    def _read(self, guest: Guest, state: int, reason: int) -> Sight | None:
+        """The definition and what we remember; ``None`` when the VM has vanished."""
+        active = guest.uuid in self.flagged["active"]
+        persistent = guest.uuid in self.flagged["persistent"]
+        domain, instance, problems = None, Instance(), []
+        try:
+            root = guest.xml() if self.gather & _IN_XML else None
+            domain = read_domain(root) if root is not None else None
+            try:
+                if root is None or (active and persistent):
+                    instance = guest.recall(persistent=persistent)
+                else:
+                    instance = memory.find(root)
+            except (Invalid, Unsupported) as exc:
+                problems.append(str(exc))
+        except NotFound:
+            return None
+        seen = Observation(
+            name=guest.name,
+            uuid=guest.uuid,
+            state=state,
+            reason=reason,
+            managed_save=guest.uuid in self.flagged["managedsave"],
+            persistent=persistent,
+            instance=instance,
+            running=lock.holder(guest.uuid),
+        )
+        return Sight(guest, seen, active, domain, problems)
+
+    def _measure(self, sights: t.Sequence[Sight]) -> None:
+        groups = {"cpu_total", "balloon", "interface", "block"} if "statistics" in self.gather else set()
+        if "disks" in self.gather:
+            groups.add("block")
+        if not groups:
+            return
+        found = self.bulk.statistics([sight.guest for sight in sights], *sorted(groups), backing="disks" in self.gather)
+        for sight in sights:
+            sight.statistics = found.get(sight.guest.uuid, {"state.state": sight.seen.state})
+            if sight.hangs:
+                sight.problems.append("QEMU did not answer: there are no statistics, and sizes may be missing.")
+
+    def _look_closer(self, sights: t.Sequence[Sight]) -> None:
+        if "interfaces" in self.gather and any(sight.active for sight in sights):
+            self.leases = self.bulk.leases()
+            self.table = self.bulk.neighbours()
+        counted = self.flagged["has_snapshot"] | self.flagged["has_checkpoint"]
+        chosen = [
+            sight for sight in sights if sight.active or sight.guest.uuid in counted or _has_disks(sight, self.gather)
+        ]
+        for sight, more in zip(chosen, within(self._more, chosen, seconds=PATIENCE)):
+            if more is None:
+                sight.problems.append(f"libvirt did not answer within {PATIENCE:g} seconds: details are missing.")
+            else:
+                sight.more = more
+                sight.problems += more.problems
+
+    def _more(self, sight: Sight) -> More:
+        more, details, uuid = More(), Details(sight.guest), sight.guest.uuid
+        domain = sight.domain
+        try:
+            if uuid in self.flagged["has_snapshot"]:
+                more.snapshots = details.snapshots()
+            if uuid in self.flagged["has_checkpoint"]:
+                more.checkpoints = details.checkpoints()
+            if sight.active:
+                more.job = details.job()
+            if domain and "disks" in self.gather:
+                for disk in domain.disks:
+                    if disk.empty:
+                        continue
+                    if not sight.active:
+                        more.chains[disk.target] = self.chains.below(disk.image)
+                    elif not sight.hangs:
+                        job = details.block_job(disk.target)
+                        if job:
+                            more.block_jobs[disk.target] = job
+        except NotFound:  # it ended meanwhile
+            pass
+        except LifecycleError as exc:
+            more.problems.append(str(exc))
+        if domain and domain.interfaces and sight.active and "interfaces" in self.gather and self.table is None:
+            # Some libvirt cannot read the table of a newer kernel, and the addresses in it are a guess anyhow.
+            with contextlib.suppress(LifecycleError):
+                more.neighbours = details.neighbours()
+        return more
+
+    def _ask_agents(self, sights: t.Sequence[Sight]) -> None:
+        chosen = [
+            sight
+            for sight in sights
+            if sight.seen.state == status.RUNNING and sight.domain is not None and sight.domain.agent
+        ]
+        for sight, answer in zip(chosen, within(self._ask_agent, chosen, seconds=self.patience)):
+            if answer is None:
+                sight.problems.append(f"The guest agent did not answer within {self.patience:g} seconds.")
+            elif isinstance(answer, LifecycleError):
+                sight.problems.append(str(answer))
+            else:
+                sight.agent = answer
+
+    @staticmethod
+    def _ask_agent(sight: Sight) -> Result | LifecycleError:
+        try:
+            return Details(sight.guest).agent()
+        except LifecycleError as exc:
+            return exc
+
+    # ---- telling
+
+    def _tell(self, sight: Sight) -> Result:
+        uuid, domain, gather = sight.guest.uuid, sight.domain, self.gather
+        traits = Traits(
+            autostart=uuid in self.flagged["autostart"],
+            snapshots=sight.more.snapshots,
+            checkpoints=sight.more.checkpoints,
+            uptime=self.bulk.uptime(sight.guest) if sight.active else None,
+        )
+        told: Result = {
+            "name": sight.guest.name,
+            "uuid": uuid,
+            "host": self.host.name,
+            **info.tell_status(sight.seen, traits),
+            "job": sight.more.job,
+        }
+        if domain and "config" in gather:
+            told["config"] = info.tell_config(domain)
+        if domain and "disks" in gather:
+            told["disks"] = self._tell_disks(sight, domain.disks)
+        if domain and "interfaces" in gather:
+            told["interfaces"] = self._tell_interfaces(sight, domain)
+        if domain and "graphics" in gather:
+            told["graphics"] = [dict(vars(graphics)) for graphics in domain.graphics]
+        if "statistics" in gather:
+            told["statistics"] = figures(sight.statistics) if sight.active else None
+        if domain and "guest" in gather:
+            told["guest"] = _tell_guest(sight, domain)
+        told["problems"] = sight.problems
+        return told
+
+    @staticmethod
+    def _tell_disks(sight: Sight, disks: t.Sequence[Disk]) -> list[Result]:
+        known = sizes(sight.statistics, running=sight.active)
+        told = []
+        for disk in disks:
+            if disk.empty:
+                chain = Chain((), known=True)
+            elif sight.active:
+                chain = info.running_chain(disk, known)
+            else:
+                chain = sight.more.chains.get(disk.target) or Chain((Layer(disk.image),), known=False)
+                size = known.get((disk.target, None))
+                if size and chain.layers[0].capacity is None:
+                    top = replace(chain.layers[0], capacity=size.capacity, allocation=size.allocation)
+                    chain = replace(chain, layers=(top, *chain.layers[1:]))
+            told.append(info.tell_disk(disk, chain, sight.more.block_jobs.get(disk.target)))
+        return told
+
+    def _tell_interfaces(self, sight: Sight, domain: Domain) -> list[Result]:
+        agent = info.agent_addresses(sight.agent or {})
+        neighbours = sight.more.neighbours if self.table is None else self.table
+        told = []
+        for interface in domain.interfaces:
+            sources = (agent, self.leases, neighbours) if sight.active else ()
+            told.append(
+                info.tell_interface(
+                    interface, (address for source in sources for address in source.get(interface.mac, ()))
+                )
+            )
+        return told
+
+
+def _has_disks(sight: Sight, gather: t.AbstractSet[str]) -> bool:
+    return "disks" in gather and sight.domain is not None and not all(disk.empty for disk in sight.domain.disks)
+
+
+def _tell_guest(sight: Sight, domain: Domain) -> Result:
+    if sight.agent is not None:
+        return info.tell_guest("connected", sight.agent)
+    if domain.agent is None:
+        return info.tell_guest("absent", {})
+    return info.tell_guest("silent" if domain.agent else "disconnected", {})
