@@ -110,12 +110,12 @@ def _select(
     names = context.params["name"]
     guests = context.host.guests()
     wanted = pick(guests, names) if names is not None else list(guests)
-    seen = {each.uuid: each for each in context.host.look([guest for guest in wanted if isinstance(guest, Guest)])}
+    seen = context.host.look([guest for guest in wanted if isinstance(guest, Guest)])
     subjects: list[Subject | LifecycleError] = []
     for found in wanted:
         if isinstance(found, Guest):
-            look = seen.get(found.uuid)
-            subjects.append(Subject(found.name, found, look) if look else Subject(found.name))
+            look = seen[found.uuid]
+            subjects.append(look if isinstance(look, LifecycleError) else Subject(found.name, found, look))
         elif may_be_missing and found.code == "not_found":
             subjects.append(Subject(found.details["name"]))
         else:

@@ -42,8 +42,10 @@ class Lab:
         self.hosts: dict[str, dict[str, t.Any]] = told["hosts"]
         self.vars: dict[str, t.Any] = told["vars"]
         self.kvm = KvmLab()
-        # The guest image as this machine sees it.
-        self.image = Path(self.kvm.root("kvm1")) / self.vars["lab_guest_image"].lstrip("/")
+
+    def outside(self, path: str, host: str = "kvm1") -> str:
+        """The path by which this machine sees a file of a host."""
+        return str(self.kvm.root(host) / path.lstrip("/"))
 
     def sh(self, host: str, script: str, *, check: bool = True, timeout: float = 120) -> str:
         """Run a shell script in a host and return what it prints."""

@@ -29,6 +29,7 @@ def test_a_launch_boots_a_guest_with_its_disks_network_and_cloud_init_data(lab: 
         **order(
             lab,
             "web1",
+            image=lab.vars["lab_guest_generic_image"],
             flavor={"name": "m1", "vcpus": 2, "memory": 112, "root": 1, "ephemeral": [1], "swap": 64},
             networks=[{"bridge": "br0"}, {"network": "default", "mac": "52:54:00:aa:bb:01"}],
             cloud_init={"user_data": "#cloud-config\nfqdn: web1.example.com\n", "meta_data": {"role": "web"}},
@@ -298,7 +299,7 @@ def test_bad_input_is_refused_before_anything_is_touched(lab: Lab, play: Playboo
         ({"image": f"{IMAGES}/empty.qcow2"}, "invalid", "empty.qcow2"),
         ({"image": f"{IMAGES}/directory"}, "invalid", "no regular file"),
         ({"image": "/nowhere/image.qcow2"}, "not_found", "/nowhere/image.qcow2"),
-        ({"image": "json:{}"}, "not_found", "json:"),
+        ({"image": "json:{}"}, "invalid", "must be absolute"),
         ({"flavor": {**flavor, "vcpus": 0}}, "invalid", "vcpus is 0"),
         ({"flavor": {**flavor, "memory": -1}}, "invalid", "memory is -1"),
         ({"flavor": {**flavor, "ephemeral": [0]}}, "invalid", "ephemeral is 0"),
@@ -402,7 +403,7 @@ def test_libvirtd_killed_in_a_launch_is_no_loss(lab: Lab, play: Playbook) -> Non
 def test_from_the_controller_everything_goes_through_libvirt(lab: Lab, play: Playbook) -> None:
     uri = lab.hosts["kvm2"]["lab_uri"]
     lab.sh("kvm2", f"rm -rf {IMAGES}/_base")
-    image = str(lab.image)
+    image = lab.outside(lab.vars["lab_guest_generic_image"])
     what = {**order(lab, "r1", "r2", image=image, cloud_init={"user_data": "#cloud-config\n"}), "uri": uri}
     told = play.quartet("vm", host="localhost", **what)
     assert {vm["host"] for vm in told["vms"]} == {"kvm2"}

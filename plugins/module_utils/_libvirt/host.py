@@ -208,10 +208,13 @@ class Host:
                     return None
                 raise
 
-    def look(self, guests: t.Sequence[Guest]) -> list[Observation]:
-        """Look at many VMs with few calls. VMs that vanish meanwhile are left out."""
+    def look(self, guests: t.Sequence[Guest]) -> dict[str, Observation | LifecycleError]:
+        """Look at many VMs with few calls.
+
+        :returns: By UUID, the observation, or the error for a VM that vanished or whose metadata cannot be read.
+        """
         if not guests:
-            return []
+            return {}
         with doing(f"look at the VMs of {self.name}"):
             stats = {
                 domain.UUIDString(): values
@@ -223,27 +226,23 @@ class Host:
                 {domain.UUIDString() for domain in self.connection.listAllDomains(flag)}
                 for flag in (libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE, libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
             )
-        seen = []
+        seen: dict[str, Observation | LifecycleError] = {}
         for guest in guests:
-            state = stats.get(guest.uuid)
-            if state is None:
-                continue
+            state = stats.get(guest.uuid, {})
             try:
-                instance = guest.recall(persistent=guest.uuid in persistent)
-            except NotFound:
-                continue
-            seen.append(
-                Observation(
+                seen[guest.uuid] = Observation(
                     name=guest.name,
                     uuid=guest.uuid,
                     state=state.get("state.state", libvirt.VIR_DOMAIN_NOSTATE),
                     reason=state.get("state.reason", 0),
                     managed_save=guest.uuid in saved,
                     persistent=guest.uuid in persistent,
-                    instance=instance,
+                    instance=guest.recall(persistent=guest.uuid in persistent),
                     running=guest.running_operation(),
                 )
-            )
+            except LifecycleError as exc:
+                exc.details.setdefault("name", guest.name)
+                seen[guest.uuid] = exc
         return seen
 
 
