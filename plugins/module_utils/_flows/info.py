@@ -103,6 +103,10 @@ class Inquiry:
             self._ask_agents(sights)
         return {"vms": [self._tell(sight) for sight in sights], "missing": missing}
 
+    def statuses(self, guests: t.Sequence[Guest]) -> list[tuple[str, str]]:
+        """The name and the status of every VM."""
+        return [(sight.guest.name, status.read(sight.seen).status) for sight in self._look(guests)]
+
     def _choose(self, names: t.Sequence[str] | None) -> tuple[list[Guest], list[str]]:
         guests = self.host.guests()
         if names is None:

@@ -1,0 +1,77 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""Asking about a host: what it has, and what its VMs take of it."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._core.errors import Invalid
+from .._libvirt.bulk import Bulk
+from .._libvirt.inventory import Inventory
+from .._model import capacity
+from .._model.capacity import Pool
+from .._task import Context
+from .info import Inquiry
+
+Result = dict[str, t.Any]
+
+
+def tell_host(context: Context, directories: t.Sequence[str]) -> Result:
+    """Everything about the host.
+
+    :param directories: For which to tell the room there is.
+    :raises Invalid: One is not an absolute path.
+    """
+    for directory in directories:
+        if not directory.startswith("/"):
+            raise Invalid(f"{directory!r} in storage is not an absolute path.")
+    host = context.host
+    inventory = Inventory(host)
+    guests = host.guests()
+    raws = Bulk(host).statistics(guests, "balloon", "block")
+    missing = len(guests) - len(raws)
+    taken = capacity.taken(raws.values())
+    can = inventory.capabilities()
+    pools = inventory.pools()
+    return {
+        "name": host.name,
+        "uuid": can.uuid,
+        "hypervisor": inventory.hypervisor(),
+        "versions": inventory.versions(),
+        "emulator": inventory.emulator(),
+        "types": {arch: list(types) for arch, types in can.types.items()},
+        "machines": list(can.machines),
+        "cpu": {
+            "arch": can.arch,
+            "model": can.model,
+            "vendor": can.vendor,
+            "features": list(can.features),
+            **inventory.processors(),
+            **taken["vcpus"],
+        },
+        "memory": {**inventory.memory(), **taken["memory"]},
+        "storage": [
+            {**_room(inventory, directory, pools), **capacity.promised(raws.values(), directory)}
+            for directory in directories
+        ],
+        "pools": [dict(vars(pool)) for pool in pools],
+        "networks": [dict(vars(network)) for network in inventory.networks()],
+        "vms": capacity.by_status(Inquiry(context, {"status"}, 0).statuses(guests)),
+        "problems": [f"Statistics of {missing} VMs are missing: a QEMU process hangs."] if missing else [],
+    }
+
+
+def _room(inventory: Inventory, directory: str, pools: t.Sequence[Pool]) -> Result:
+    room = inventory.room(directory)
+    pool = capacity.pool_of(directory, pools)
+    told = room or pool
+    return {
+        "path": directory,
+        "pool": pool.name if pool else "",
+        "capacity": told.capacity if told else None,
+        "allocation": told.allocation if told else None,
+        "available": told.available if told else None,
+    }
