@@ -139,7 +139,7 @@ def promised(raws: t.Iterable[Raw], directory: str) -> Result:
 
 def inside(path: str, directory: str) -> bool:
     """Whether *path* is *directory* or below it."""
-    return f"{path}/".startswith(f"{directory.rstrip('/')}/") and directory != ""
+    return bool(path and directory) and f"{path}/".startswith(f"{directory.rstrip('/')}/")
 
 
 def pool_of(directory: str, pools: t.Iterable[Pool]) -> Pool | None:
