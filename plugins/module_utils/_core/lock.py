@@ -37,15 +37,27 @@ def _flock(kind: int) -> bytes:
     return struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
 
 
-def _open(key: str, directory: str) -> int:
-    path = os.path.join(directory, f"{key}.lock")
+def _path(key: str) -> str:
+    return os.path.join(DIRECTORY, f"{key}.lock")
+
+
+def _open(key: str) -> int:
+    path, flags = _path(key), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        if not os.path.isdir(directory):
-            os.makedirs(directory, exist_ok=True)
+        if not os.path.isdir(DIRECTORY):
+            os.makedirs(DIRECTORY, exist_ok=True)
             # Everyone who may talk to libvirtd takes locks here, so it is like /tmp: anyone may create, nobody may
             # remove what is another's.
-            os.chmod(directory, 0o1777)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            os.chmod(DIRECTORY, 0o1777)
+        # Where fs.protected_regular is set, O_CREAT in such a directory fails for the file of another user, root's own
+        # attempt included. Lock files are never removed, so one that is not there is created or just was.
+        try:
+            fd = os.open(path, flags)
+        except FileNotFoundError:
+            try:
+                fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            except FileExistsError:
+                fd = os.open(path, flags)
     except OSError as exc:
         raise Denied(f"Failed to open the lock file {path}: {exc.strerror}.") from exc
     with contextlib.suppress(PermissionError):  # another user's file has its mode already
@@ -62,7 +74,7 @@ def _read(fd: int) -> dict[str, t.Any]:
 
 
 @contextlib.contextmanager
-def hold(key: str, what: t.Mapping[str, t.Any], *, name: str, directory: str = DIRECTORY) -> t.Iterator[None]:
+def hold(key: str, what: t.Mapping[str, t.Any], *, name: str) -> t.Iterator[None]:
     """Hold the lock *key* of a VM while the body runs.
 
     :param what: What the holder does, told to others that want it: ``action``, ``since``, ``pid``.
@@ -70,7 +82,7 @@ def hold(key: str, what: t.Mapping[str, t.Any], *, name: str, directory: str = D
     :raises Busy: Another process or thread holds it.
     :raises Denied: The lock file cannot be opened.
     """
-    fd = _open(key, directory)
+    fd = _open(key)
     try:
         try:
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK))
@@ -94,10 +106,10 @@ def hold(key: str, what: t.Mapping[str, t.Any], *, name: str, directory: str = D
         os.close(fd)
 
 
-def holder(key: str, *, directory: str = DIRECTORY) -> dict[str, t.Any] | None:
+def holder(key: str) -> dict[str, t.Any] | None:
     """What the holder of the lock *key* said of itself, or ``None`` when nobody holds it."""
     try:
-        fd = os.open(os.path.join(directory, f"{key}.lock"), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(_path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
     try:
