@@ -71,7 +71,7 @@ class Journal:
         """
         try:
             data = json.loads(text) if text else {}
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise Invalid(f"The journal in the VM's metadata cannot be read: {exc}.") from exc
         if not isinstance(data, dict):
             raise Invalid("The journal in the VM's metadata cannot be read: it holds no JSON object.")
