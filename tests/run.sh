@@ -9,7 +9,7 @@ set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 # In this order: what fails fast comes first.
-all=(lint types unit sanity build)
+all=(lint types unit sanity build lab integration)
 
 parts=()
 for argument in "$@"; do
@@ -35,9 +35,19 @@ unset KVMOPS_LAB_DIR
 set -m
 group=
 
+# An interrupted pytest still runs what its fixtures have to clean up, which a terminated one does not.
+end_part() {
+    [ -n "$group" ] && kill -INT -- "-$group" 2>/dev/null || return 0
+    local waited
+    for ((waited = 0; waited < 120; waited++)); do
+        kill -0 -- "-$group" 2>/dev/null || return 0
+        sleep 0.5
+    done
+    kill -KILL -- "-$group" 2>/dev/null
+}
+
 tear_down() {
-    [ -z "$group" ] || kill -TERM -- "-$group" 2>/dev/null
-    wait
+    end_part
     "$REPO/tests/lab/lab" down
 }
 trap 'trap "" INT TERM HUP; tear_down' EXIT
