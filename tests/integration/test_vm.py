@@ -29,7 +29,6 @@ def test_a_launch_boots_a_guest_with_its_disks_network_and_cloud_init_data(lab: 
         **order(
             lab,
             "web1",
-            image=lab.vars["lab_guest_generic_image"],
             flavor={"name": "m1", "vcpus": 2, "memory": 112, "root": 1, "ephemeral": [1], "swap": 64},
             networks=[{"bridge": "br0"}, {"network": "default", "mac": "52:54:00:aa:bb:01"}],
             cloud_init={"user_data": "#cloud-config\nfqdn: web1.example.com\n", "meta_data": {"role": "web"}},
@@ -291,7 +290,7 @@ def test_bad_input_is_refused_before_anything_is_touched(lab: Lab, play: Playboo
     other = lab.sh("kvm1", "virsh domuuid other")
     files = lab.files("kvm1")
     flavor = {"vcpus": 1, "memory": 96}
-    for options, code, word in (
+    cases: tuple[tuple[dict[str, t.Any], str, str], ...] = (
         ({"image": f"{IMAGES}/liar.qcow2"}, "invalid", "declared as qcow2, but it is"),
         ({"image": f"{IMAGES}/liar.raw", "image_format": "raw"}, "invalid", "declared as raw, but it is qcow2"),
         ({"image": f"{IMAGES}/backed.qcow2"}, "invalid", "backing file"),
@@ -318,10 +317,11 @@ def test_bad_input_is_refused_before_anything_is_touched(lab: Lab, play: Playboo
         ({"networks": [{"bridge": "br0", "mac": "01:00:5e:00:00:01"}]}, "invalid", "01:00:5e"),
         ({"networks": [{"bridge": "br0", "mac": "52:54:00:00:00:99"}]}, "refused", other),
         ({"image": None}, "invalid", "image and flavor are needed"),
-    ):
-        arguments = {**order(lab, "a"), **options}
-        for extra in ("--check", "--diff"):
-            error = play(task("vm", **arguments), extra).error()["result"]
+    )
+    tasks = [task("vm", **{**order(lab, "a"), **options}) for options, _code, _word in cases]
+    for mode in (True, False):
+        errors = play.errors([{**each, "check_mode": mode} for each in tasks])
+        for (options, code, word), error in zip(cases, errors):
             assert error["code"] == code, (options, error["msg"])
             assert word in error["msg"], (options, error["msg"])
     assert lab.domains("kvm1") == ["other"]

@@ -51,7 +51,7 @@ def make(context: Context, vm: Subject) -> Plan:
     cloud_init = NoCloud(**ask["cloud_init"]) if ask["cloud_init"] else None
     storage = names.check_directory(ask["storage"] or DEFAULT_STORAGE)
     directory = f"{storage}/{vm_uuid}"
-    cdrom_bus = launch.config_bus(kind.machine)
+    cdrom_bus = launch.config_bus(kind.machine, ask["disk_bus"])
     order = launch.Order(
         name=name,
         flavor=flavor,

@@ -50,8 +50,11 @@ class Order:
     graphics_listen: str = "127.0.0.1"
 
 
-def config_bus(machine: str) -> str:
-    """The bus for a CD-ROM that every guest of *machine* can read from without being told."""
+def config_bus(machine: str, disk_bus: str) -> str:
+    """The bus for a CD-ROM that a guest can read from which boots from a disk on *disk_bus*."""
+    if disk_bus in ("virtio", "scsi"):
+        # Never AHCI: kernels for clouds, such as that of Debian's genericcloud images, have no driver for it.
+        return "scsi"
     if "q35" in machine:
         return "sata"
     return "ide" if machine.startswith("pc") else "scsi"
