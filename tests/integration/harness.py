@@ -176,6 +176,13 @@ class Playbook:
         done = run(command, check=False, timeout=timeout, env=env)
         return Played(done.returncode, done.stdout + done.stderr, read_results(results))
 
+    def errors(self, tasks: t.Sequence[Task], host: str = "kvm1") -> list[Result]:
+        """The errors of *tasks*, all of which must fail, each by itself and not by a traceback."""
+        played = self([{**each, "ignore_errors": True} for each in tasks], host=host)
+        assert [each["outcome"] for each in played.results] == ["failed"] * len(tasks), played.output
+        assert "Traceback" not in played.output, played.output
+        return [each["result"] for each in played.results]
+
     def killed_at(self, step: str, task: Task, host: str = "kvm1") -> None:
         """Run *task*, whose module is killed right before *step*."""
         saboteur = (HERE / "saboteur/sitecustomize.py").read_text(encoding="utf-8")

@@ -410,7 +410,9 @@ def test_from_the_controller_everything_goes_through_libvirt(lab: Lab, play: Pla
     lab.guest("kvm2", "r1").wait_console(f"CLOUD-INIT instance-id={told['vms'][0]['uuid']} hostname=r1")
     assert lab.sh("kvm2", "virsh -q pool-list --all --name") == ""
     # A task on the host itself uses the base that came over the network, and the other way round.
-    local = play(task("vm", **order(lab, "l1", start=False)), host="kvm2").ok()["result"]
+    local = play(
+        task("vm", **order(lab, "l1", image=lab.vars["lab_guest_generic_image"], start=False)), host="kvm2"
+    ).ok()["result"]
     assert local["vms"][0]["figures"]["base"] == told["vms"][0]["figures"]["base"]
     play(task("vm", name="l1", title="x", uri=uri), host="localhost").ok()
     play.quartet("vm", host="localhost", name=["r1", "r2", "l1"], state="absent", force=True, uri=uri)

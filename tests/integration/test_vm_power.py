@@ -223,8 +223,9 @@ def test_names_and_uuids_mean_the_same_vm_and_a_double_meaning_is_refused(lab: L
 def test_odd_names_are_found_or_named_in_the_error(lab: Lab, play: Playbook) -> None:
     define(lab, "über-größe 日本 &quot;q&quot; &apos;s&apos; &lt;x&gt;")
     play.quartet("vm_power", name="über-größe 日本 \"q\" 's' <x>", state="running")
-    for name in ("../../etc/passwd", "a/b", "", "<name/>", "x\ty", "\u0007", "$(id)", "--help"):
-        error = play(task("vm_power", name=[name], state="running")).error()["result"]
+    names = ("../../etc/passwd", "a/b", "", "<name/>", "x\ty", "\u0007", "$(id)", "--help")
+    errors = play.errors([task("vm_power", name=[name], state="running") for name in names])
+    for name, error in zip(names, errors):
         assert error["code"] == "not_found", name
         assert repr(name) in error["msg"]
 
