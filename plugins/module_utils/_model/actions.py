@@ -4,9 +4,16 @@
 # Private to the collection kvmops.lifecycle: no part of its public interface.
 """What may be done to a VM in which state: Nova's table of actions as data.
 
-The rows are those of Nova's API guards, with three differences: an action whose result is there already is a no-op here
-and a conflict in Nova; a rescued VM may be stopped, started and rebooted (it stays rescued); and a refusal names the
-way out.
+The rows are those of Nova's API guards, with these differences:
+
+* An action whose result is there already is a no-op here and a conflict in Nova, and a refusal names the way out.
+* A launch that died is finished by launching again.
+* A rescued VM may be stopped, started and rebooted; it stays rescued.
+* A paused or suspended VM may be stopped: it is resumed for that, so that its guest can shut down.
+* A VM that is off may be paused: it is started with its CPUs stopped. A paused VM may be suspended.
+* An unshelved VM has the power state back that it had, so it need not be active to count as unshelved.
+* A migration can be aborted only where one can run.
+* Addresses and security groups need a VM that was launched to its end; a console needs one that is on a host as well.
 """
 
 from __future__ import annotations
@@ -33,6 +40,8 @@ ANY = frozenset(
     )
 )
 LAUNCHED = ANY - {"building"}
+# The states that hide no other: an error or a soft deletion may lie on top of, say, a rescue.
+_OPEN = LAUNCHED - {"error", "soft-delete"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Action:
     :param allowed: vm_states in which it may begin.
     :param noop: vm_states in which there is nothing to do.
     :param idle: Whether no other transition may be under way.
+    :param during: Transitions (task_states) that may be under way all the same.
     :param lock: Whether a locked VM refuses it.
     :param result: The vm_state afterwards; empty when it stays.
     """
@@ -49,33 +59,47 @@ class Action:
     allowed: frozenset[str]
     noop: frozenset[str] = frozenset()
     idle: bool = True
+    during: frozenset[str] = frozenset()
     lock: bool = True
     result: str = ""
 
 
+def _set(words: str | frozenset[str]) -> frozenset[str]:
+    return words if isinstance(words, frozenset) else frozenset(words.split())
+
+
 def _row(
-    allowed: str | frozenset[str], noop: str = "", *, idle: bool = True, lock: bool = True, result: str = ""
+    allowed: str | frozenset[str],
+    noop: str | frozenset[str] = "",
+    *,
+    idle: bool = True,
+    during: str = "",
+    lock: bool = True,
+    result: str = "",
 ) -> Action:
-    states = allowed if isinstance(allowed, frozenset) else frozenset(allowed.split())
-    return Action(states, frozenset(noop.split()), idle, lock, result)
+    return Action(_set(allowed), _set(noop), idle, _set(during), lock, result)
 
 
 ACTIONS: dict[str, Action] = {
     "launch": _row("building", "active stopped paused suspended", result="active"),
     "delete": _row(ANY, idle=False, result="deleted"),
     "soft_delete": _row(LAUNCHED - {"soft-delete"}, "soft-delete", idle=False, result="soft-delete"),
-    "restore": _row("soft-delete", "active stopped paused suspended", result="active"),
+    "restore": _row("soft-delete", _OPEN, result="active"),
     "force_delete": _row(ANY, idle=False, result="deleted"),
     "start": _row("stopped rescued", "active", result="active"),
     "stop": _row("active error paused suspended rescued", "stopped", result="stopped"),
     "reboot": _row("active rescued", result="active"),
-    "reboot_hard": _row("active stopped paused suspended error rescued", idle=False, result="active"),
+    "reboot_hard": _row(
+        "active stopped paused suspended error rescued",
+        during="rebooting reboot_pending reboot_started rebooting_hard resuming pausing unpausing suspending",
+        result="active",
+    ),
     "pause": _row("active stopped", "paused", result="paused"),
     "unpause": _row("paused", "active", result="active"),
     "suspend": _row("active paused", "suspended", result="suspended"),
     "resume": _row("suspended", "active", result="active"),
     "rescue": _row("active stopped error", "rescued", result="rescued"),
-    "unrescue": _row("rescued", "active stopped paused suspended", result="active"),
+    "unrescue": _row("rescued", _OPEN - {"rescued"}, result="active"),
     "snapshot": _row("active stopped paused suspended", lock=False),
     "backup": _row("active stopped paused suspended", lock=False),
     "rebuild": _row("active stopped error"),
@@ -84,11 +108,11 @@ ACTIONS: dict[str, Action] = {
     "unshelve": _row("shelved shelved_offloaded", "active stopped paused suspended", result="active"),
     "migrate": _row("active stopped", result="resized"),
     "resize": _row("active stopped", result="resized"),
-    "confirm_resize": _row("resized", "active stopped paused suspended", result="active"),
-    "revert_resize": _row("resized", "active stopped paused suspended", result="active"),
+    "confirm_resize": _row("resized", _OPEN - {"resized"}, result="active"),
+    "revert_resize": _row("resized", _OPEN - {"resized"}, result="active"),
     "live_migrate": _row("active paused"),
-    "live_migrate_force_complete": _row("active paused", idle=False),
-    "live_migrate_abort": _row("active paused", idle=False),
+    "live_migrate_force_complete": _row("active", during="migrating"),
+    "live_migrate_abort": _row("active paused", during="migrating"),
     "evacuate": _row("active stopped error", idle=False, lock=False),
     "lock": _row(ANY, idle=False, lock=False),
     "unlock": _row(ANY, idle=False, lock=False),
@@ -118,6 +142,9 @@ _WAYS_OUT = {
     "shelved_offloaded": "Use vm_shelve with state: unshelved first.",
     "soft-delete": "Use the module vm with state: restored first.",
 }
+# What has to be done first, where leaving the state is not enough.
+_FIRST = {"shelve_offload": "Use vm_shelve with state: shelved first."}
+_PLAIN = frozenset(("active", "paused", "stopped", "suspended"))
 
 
 class Verdict(enum.Enum):
@@ -156,7 +183,8 @@ def demand_idle(action: str, state: State, *, name: str) -> None:
 
     :raises Busy: Something is.
     """
-    if state.running and ACTIONS[action].idle:
+    row = ACTIONS[action]
+    if state.running and row.idle and state.task_state not in row.during:
         raise Busy(
             f"VM {name} is busy: {state.running}, and {action} wants no other task.",
             hint="Run the task again when it has ended; if nothing runs any more, run the earlier task again to finish"
@@ -166,9 +194,10 @@ def demand_idle(action: str, state: State, *, name: str) -> None:
 
 def refusal(action: str, state: State, *, name: str, why: str = "", hint: str = "") -> Refused:
     """The error for *action* on VM *name* in *state*."""
+    way_out = _FIRST.get(action) if state.vm_state in _PLAIN else None
     return Refused(
         f"VM {name} is {state.status}: {action} is not allowed{why or ' in that status'}.",
-        hint=hint or _WAYS_OUT.get(state.vm_state, ""),
+        hint=hint or way_out or _WAYS_OUT.get(state.vm_state, ""),
         status=state.status,
         action=action,
     )

@@ -151,8 +151,8 @@ def route(state: State, target: str, *, name: str, reboot: str = "soft", force: 
     action = actions.get(doing, actions[""])
     demand_idle(action, state, name=name)
     keeps = state.vm_state == _KEEPS
-    if state.marked and not keeps:
-        demand(action, state, name=name)
+    if state.marked:
+        demand(actions[""] if keeps else action, state, name=name)
     operations = table.get(doing)
     if operations is None:
         raise refusal(action, state, name=name, hint=_hint(target, reboot))
