@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "unit"))
 
 
 @pytest.fixture(autouse=True)
-def lock_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where this test's locks lie: nobody else's are touched, and no test leaves any."""
-    directory = tmp_path / "locks"
+def lock_directory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this test's locks lie: nobody else's are touched, and no test leaves any. It is made with the first."""
+    directory = tmp_path_factory.getbasetemp() / "locks" / uuid.uuid4().hex
     monkeypatch.setattr(lock, "DIRECTORY", str(directory))
     return directory

@@ -238,7 +238,7 @@ def test_a_directory_that_cannot_be_made_is_denied(tmp_path: Path, monkeypatch: 
 
 
 def test_a_symbolic_link_is_not_followed(lock_directory: Path, tmp_path: Path) -> None:
-    lock_directory.mkdir()
+    lock_directory.mkdir(parents=True)
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     (lock_directory / "a.lock").symlink_to(victim)
