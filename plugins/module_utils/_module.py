@@ -25,7 +25,7 @@ from ._core.errors import Busy, LifecycleError, Locked, NotFound, Unreachable
 from ._core.journal import Journal
 from ._core.plan import Plan
 from ._core.spec import Spec
-from ._libvirt import MISSING, Guest, open_host, pick, storage_of
+from ._libvirt import MISSING, Bulk, Guest, open_host, pick, storage_of
 from ._model.actions import ACTIONS
 from ._task import Context, Subject
 
@@ -110,7 +110,7 @@ def _select(
     names = context.params["name"]
     guests = context.host.guests()
     wanted = pick(guests, names) if names is not None else list(guests)
-    seen = context.host.look([guest for guest in wanted if isinstance(guest, Guest)])
+    seen = Bulk(context.host).look([guest for guest in wanted if isinstance(guest, Guest)])
     subjects: list[Subject | LifecycleError] = []
     for found in wanted:
         if isinstance(found, Guest):

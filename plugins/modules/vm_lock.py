@@ -121,6 +121,7 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.plan import
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.spec import connection, selection
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.actions import demand
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import Lock
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.names import check_text
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._module import run_module
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._task import Context, Subject
 
@@ -130,6 +131,8 @@ def decide(context: Context, vm: Subject) -> Plan:
     guest, _seen, state = vm.there()
     held = vm.instance.lock
     reason = context.params["reason"]
+    if reason is not None:
+        check_text(reason, what="reason")
     wanted = None
     if context.params["state"] == "locked":
         wanted = held or Lock(since=stamp(context.clock.now()), reason=reason or "")

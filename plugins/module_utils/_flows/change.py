@@ -17,7 +17,7 @@ from .._model.actions import demand, demand_idle
 from .._model.domain import read_domain
 from .._model.flavor import Flavor
 from .._task import Context, Subject
-from .launch import asked_networks
+from .launch import asked_networks, check_words
 
 
 def change(context: Context, vm: Subject) -> Plan:
@@ -29,6 +29,7 @@ def change(context: Context, vm: Subject) -> Plan:
             f"VM {guest.name} has the UUID {guest.uuid}, not {ask['uuid']}.",
             hint="Remove it first, or give the new VM another name.",
         )
+    check_words(context)
     if state.marked:
         demand("metadata", state, name=guest.name)
     demand_idle("metadata", state, name=guest.name)

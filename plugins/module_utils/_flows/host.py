@@ -31,7 +31,7 @@ def tell_host(context: Context, directories: t.Sequence[str]) -> Result:
     host = context.host
     inventory = Inventory(host)
     guests = host.guests()
-    raws = Bulk(host).statistics(guests, "balloon", "block")
+    raws = Bulk(host).statistics(guests, "vcpu", "block")
     missing = len(guests) - len(raws)
     taken = capacity.taken(raws.values())
     can = inventory.capabilities()

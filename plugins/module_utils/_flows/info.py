@@ -11,7 +11,6 @@ import contextlib
 import typing as t
 from dataclasses import dataclass, field, replace
 
-from .._core import lock
 from .._core.errors import Invalid, LifecycleError, NotFound, Unsupported
 from .._core.workers import spread, within
 from .._libvirt import Guest, pick
@@ -155,12 +154,12 @@ class Inquiry:
             managed_save=guest.uuid in self.flagged["managedsave"],
             persistent=persistent,
             instance=instance,
-            running=lock.holder(guest.uuid),
+            running=guest.running_operation(),
         )
         return Sight(guest, seen, active, domain, problems)
 
     def _measure(self, sights: t.Sequence[Sight]) -> None:
-        groups = {"cpu_total", "balloon", "interface", "block"} if "statistics" in self.gather else set()
+        groups = {"cpu_total", "vcpu", "interface", "block"} if "statistics" in self.gather else set()
         if "disks" in self.gather:
             groups.add("block")
         if not groups:
@@ -194,15 +193,15 @@ class Inquiry:
                 more.snapshots = details.snapshots()
             if uuid in self.flagged["has_checkpoint"]:
                 more.checkpoints = details.checkpoints()
-            if sight.active:
+            if sight.active and not sight.hangs:
                 more.job = details.job()
-            if domain and "disks" in self.gather:
+            if domain and "disks" in self.gather and not sight.hangs:
                 for disk in domain.disks:
                     if disk.empty:
                         continue
                     if not sight.active:
                         more.chains[disk.target] = self.chains.below(disk.image)
-                    elif not sight.hangs:
+                    else:
                         job = details.block_job(disk.target)
                         if job:
                             more.block_jobs[disk.target] = job

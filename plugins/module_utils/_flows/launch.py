@@ -31,6 +31,7 @@ def make(context: Context, vm: Subject) -> Plan:
     name = vm.guest.name if vm.guest else names.check_name(vm.name)
     if ask["image"] is None or ask["flavor"] is None:
         raise Invalid(f"There is no VM with the name {name!r} here, and to launch one, image and flavor are needed.")
+    check_words(context)
     state = vm.state
     if state:
         demand("launch", replace(state, running=""), name=name)
@@ -139,6 +140,14 @@ def make(context: Context, vm: Subject) -> Plan:
         action="launch",
         journaled=True,
     )
+
+
+def check_words(context: Context) -> None:
+    """See that libvirt can keep what the task says for people."""
+    for option, lines in (("title", False), ("description", True)):
+        text = context.params[option]
+        if text is not None:
+            names.check_text(text, what=option, lines=lines)
 
 
 def free_uuid(context: Context) -> str:

@@ -19,7 +19,7 @@ from .._core.errors import LifecycleError
 from .._core.workers import within
 from .._model.info import Address
 from .._model.statistics import answered
-from .._model.status import SHUTOFF
+from .._model.status import NOSTATE, SHUTOFF, Observation
 from .errors import doing
 from .guest import Guest
 from .host import Host
@@ -63,16 +63,45 @@ class Bulk:
                 for uuid, raw in self._statistics(guests, libvirt.VIR_DOMAIN_STATS_STATE, 0).items()
             }
 
+    def look(self, guests: t.Sequence[Guest]) -> dict[str, Observation | LifecycleError]:
+        """Look at many VMs with few calls.
+
+        :returns: By UUID, the observation, or the error for a VM that vanished or whose metadata cannot be read.
+        """
+        if not guests:
+            return {}
+        states = self.states(guests)
+        flagged = self.flagged("managedsave", "persistent")
+        seen: dict[str, Observation | LifecycleError] = {}
+        for guest in guests:
+            state, reason = states.get(guest.uuid, (NOSTATE, 0))
+            persistent = guest.uuid in flagged["persistent"]
+            try:
+                seen[guest.uuid] = Observation(
+                    name=guest.name,
+                    uuid=guest.uuid,
+                    state=state,
+                    reason=reason,
+                    managed_save=guest.uuid in flagged["managedsave"],
+                    persistent=persistent,
+                    instance=guest.recall(persistent=persistent),
+                    running=guest.running_operation(),
+                )
+            except LifecycleError as exc:
+                exc.details.setdefault("name", guest.name)
+                seen[guest.uuid] = exc
+        return seen
+
     def statistics(self, guests: t.Sequence[Guest], *groups: str, backing: bool = False) -> dict[str, Raw]:
         """Statistics by UUID.
 
         No VM is waited for that is busy with another request, at first: those are asked again at the end. If one hangs,
         it is busy with our question when we ask the others again, and is passed over.
 
-        :param groups: ``cpu_total``, ``balloon``, ``vcpu``, ``interface``, ``block``.
+        :param groups: Beside ``state`` and ``balloon``: ``cpu_total``, ``vcpu``, ``interface``, ``block``.
         :param backing: With the images below the top of every disk; only running VMs have them.
         """
-        wanted = libvirt.VIR_DOMAIN_STATS_STATE | libvirt.VIR_DOMAIN_STATS_VCPU
+        wanted = libvirt.VIR_DOMAIN_STATS_STATE | libvirt.VIR_DOMAIN_STATS_BALLOON
         for group in groups:
             wanted |= getattr(libvirt, f"VIR_DOMAIN_STATS_{group.upper()}")
         flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING if backing else 0

@@ -19,7 +19,6 @@ except ImportError:  # run_module() tells the user
 
 from .._core.errors import Ambiguous, LifecycleError, NotFound, Unreachable
 from .._model.domain import read_domain
-from .._model.status import Observation
 from .errors import doing, translate
 from .guest import Guest
 
@@ -207,43 +206,6 @@ class Host:
                 if exc.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
                     return None
                 raise
-
-    def look(self, guests: t.Sequence[Guest]) -> dict[str, Observation | LifecycleError]:
-        """Look at many VMs with few calls.
-
-        :returns: By UUID, the observation, or the error for a VM that vanished or whose metadata cannot be read.
-        """
-        if not guests:
-            return {}
-        with doing(f"look at the VMs of {self.name}"):
-            stats = {
-                domain.UUIDString(): values
-                for domain, values in self.connection.domainListGetStats(
-                    [guest.domain for guest in guests], libvirt.VIR_DOMAIN_STATS_STATE, 0
-                )
-            }
-            saved, persistent = (
-                {domain.UUIDString() for domain in self.connection.listAllDomains(flag)}
-                for flag in (libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE, libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
-            )
-        seen: dict[str, Observation | LifecycleError] = {}
-        for guest in guests:
-            state = stats.get(guest.uuid, {})
-            try:
-                seen[guest.uuid] = Observation(
-                    name=guest.name,
-                    uuid=guest.uuid,
-                    state=state.get("state.state", libvirt.VIR_DOMAIN_NOSTATE),
-                    reason=state.get("state.reason", 0),
-                    managed_save=guest.uuid in saved,
-                    persistent=guest.uuid in persistent,
-                    instance=guest.recall(persistent=guest.uuid in persistent),
-                    running=guest.running_operation(),
-                )
-            except LifecycleError as exc:
-                exc.details.setdefault("name", guest.name)
-                seen[guest.uuid] = exc
-        return seen
 
 
 def pick(guests: t.Sequence[Guest], wanted: t.Sequence[str]) -> list[Guest | LifecycleError]:

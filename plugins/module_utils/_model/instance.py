@@ -11,6 +11,7 @@ so elements are read by their local names.
 
 from __future__ import annotations
 
+import re
 import typing as t
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,9 @@ from .flavor import Flavor
 NAMESPACE = "urn:kvmops:lifecycle:instance"
 PREFIX = "kvmops"
 SCHEMA = 1
+
+# What XML 1.0 cannot hold, not even as a reference.
+_UNSTORABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,10 @@ class Instance:
 
 
 def dump(instance: Instance) -> str:
-    """The element for ``virDomainSetMetadata``: no prefixes, libvirt adds them."""
+    """The element for ``virDomainSetMetadata``: no prefixes, libvirt adds them.
+
+    :raises Invalid: Something in it cannot be written as XML.
+    """
     root = ET.Element("instance", {"schema": str(SCHEMA)})
     if instance.lock:
         ET.SubElement(root, "lock", {"since": instance.lock.since}).text = instance.lock.reason
@@ -153,7 +160,7 @@ def dump(instance: Instance) -> str:
         ET.SubElement(root, "journal", attributes).text = j.dump_data()
     for text in instance.foreign:
         root.append(ET.fromstring(text))
-    return ET.tostring(root, encoding="unicode")
+    return _text(root)
 
 
 def load(root: ET.Element | str | None) -> Instance:
@@ -183,6 +190,16 @@ def load(root: ET.Element | str | None) -> Instance:
 def find(domain: ET.Element) -> Instance:
     """The instance in a whole domain's XML."""
     return load(domain.find(f"metadata/{{{NAMESPACE}}}instance"))
+
+
+def _text(node: ET.Element) -> str:
+    """*node* as text that is read back as it is. ElementTree neither refuses nor escapes what has to be."""
+    text = ET.tostring(node, encoding="unicode").replace("\r", "&#13;")
+    found = _UNSTORABLE.search(text)
+    if found:
+        before = text[max(0, found.start() - 40) : found.start()]
+        raise Invalid(f"The VM's metadata cannot hold the character U+{ord(found.group()):04X}, after {before!r}.")
+    return text
 
 
 def _local(node: ET.Element) -> str:
@@ -250,4 +267,4 @@ def _plain(node: ET.Element) -> str:
     for each in copy.iter():
         each.tag = _local(each)
     copy.tail = None
-    return ET.tostring(copy, encoding="unicode")
+    return _text(copy)

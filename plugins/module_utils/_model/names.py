@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from .._core.errors import Invalid
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,62}")
+# What XML 1.0 cannot hold, and the carriage return.
+_UNSTORABLE = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
@@ -65,6 +67,25 @@ def check_directory(path: str) -> str:
     if not path.startswith("/") or posixpath.normpath(path) != path or not path.isprintable():
         raise Invalid(f"{path!r} cannot be a storage directory.", hint="It must be an absolute path without '..'.")
     return path
+
+
+def check_text(text: str, *, what: str, lines: bool = True) -> str:
+    """*text*, if a domain's definition gives it back as it was. XML cannot hold most control characters, and libvirt
+    drops them or ends lines in its own way without a word.
+
+    :param what: For the error: ``reason``.
+    :param lines: Whether it may have more than one line.
+    :raises Invalid: It does not.
+    """
+    found = _UNSTORABLE.search(text) or (None if lines else re.search(r"\n", text))
+    if found:
+        raise Invalid(
+            f"{what} cannot contain the character U+{ord(found.group()):04X}.",
+            hint="It takes any text in lines that end with a line feed, without control characters."
+            if lines
+            else "It takes any text in one line, without control characters.",
+        )
+    return text
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,9 @@ def figures(raw: Raw) -> Result:
 
 
 def answered(raw: Raw) -> bool:
-    """Whether QEMU itself was asked. It is not while it is busy with another request, or hangs."""
-    return "vcpu.0.state" in raw
+    """Whether QEMU itself was asked. It is not while it is busy with another request, or hangs. The group ``balloon`` has
+    to be there."""
+    return "balloon.rss" in raw
 
 
 def sizes(raw: Raw, *, running: bool) -> dict[tuple[str, int | None], Size]:
