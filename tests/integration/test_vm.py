@@ -12,6 +12,7 @@ import typing as t
 import pytest
 
 from tests.integration.harness import Lab, Playbook, Result, define, file_disk, order, task, wait_for
+from tests.lab.kvmlab.guest import MEMORY_UEFI_MIB
 
 Launch = t.Callable[..., Result]
 
@@ -80,17 +81,20 @@ def test_many_vms_share_one_base_that_is_copied_once(lab: Lab, play: Playbook) -
     assert sorted(lab.domains("kvm1")) == names
 
 
-def test_a_raw_image_and_uefi(lab: Lab, play: Playbook) -> None:
+def test_a_guest_boots_from_a_raw_image_by_uefi_and_its_nvram_goes_with_it(lab: Lab, play: Playbook) -> None:
     lab.sh("kvm1", f"qemu-img convert -O raw {lab.vars['lab_guest_image']} {IMAGES}/source.raw")
-    told = play.quartet(
-        "vm",
-        **order(lab, "a", image=f"{IMAGES}/source.raw", image_format="raw", firmware="uefi", start=False),
+    wanted = order(
+        lab,
+        "a",
+        image=f"{IMAGES}/source.raw",
+        image_format="raw",
+        firmware="uefi",
+        flavor={"vcpus": 1, "memory": MEMORY_UEFI_MIB},
     )
-    assert told["vms"][0]["status"] == "SHUTOFF"
-    xml = domain_xml(lab, "a")
-    assert "firmware='efi'" in xml
+    told = play.quartet("vm", **wanted)
     assert told["vms"][0]["figures"]["base"].endswith(".raw")
-    play(task("vm_power", name="a", state="running")).ok()
+    assert "firmware='efi'" in domain_xml(lab, "a")
+    lab.guest("kvm1", "a").wait_console("GUEST-UP", seconds=180)
     assert lab.sh("kvm1", "ls /var/lib/libvirt/qemu/nvram") != ""
     play.quartet("vm", name="a", state="absent", force=True)
     assert lab.sh("kvm1", "ls /var/lib/libvirt/qemu/nvram") == ""

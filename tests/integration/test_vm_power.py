@@ -136,16 +136,15 @@ def test_a_hanging_agent_does_not_hold_up_a_stop(lab: Lab, play: Playbook, launc
 
 
 def test_a_guest_asleep_is_woken(lab: Lab, play: Playbook, launch: Launch) -> None:
-    launch("a")
-    guest = lab.booted("kvm1", "a")
-    lab.sh("kvm1", "virsh dompmsuspend a mem")
-    wait_for(lambda: lab.state("kvm1", "a").startswith("pmsuspended"))
+    launch("a", "b")
+    for name in ("a", "b"):
+        lab.booted("kvm1", name)
+        lab.sh("kvm1", f"virsh dompmsuspend {name} mem")
+        wait_for(lambda name=name: lab.state("kvm1", name).startswith("pmsuspended"))
     told = play.quartet("vm_power", name="a", state="running")
     assert steps(told) == ["wake"]
-    guest.wait_agent()
-    lab.sh("kvm1", "virsh dompmsuspend a mem")
-    wait_for(lambda: lab.state("kvm1", "a").startswith("pmsuspended"))
-    told = play.quartet("vm_power", name="a", state="stopped", shutdown_timeout=30)
+    lab.guest("kvm1", "a").wait_agent()
+    told = play.quartet("vm_power", name="b", state="stopped", shutdown_timeout=30)
     assert steps(told) == ["wake", "shut_down"]
 
 
@@ -282,6 +281,20 @@ def test_an_unreachable_and_a_silent_libvirtd_are_told_in_time(lab: Lab, play: P
         assert "no answer within 2 seconds" in error["msg"]
     finally:
         lab.sh("kvm1", "pkill -CONT libvirtd")
+
+
+def test_a_libvirtd_that_falls_silent_in_the_middle_is_noticed(lab: Lab, play: Playbook, launch: Launch) -> None:
+    launch("a")
+    lab.booted("kvm1", "a").execute("killall acpid")
+    lab.sh("kvm1", "(sleep 5; pkill -STOP libvirtd) >/dev/null 2>&1 &")
+    try:
+        slow = task("vm_power", name="a", state="stopped", shutdown_mode="acpi", shutdown_timeout=90)
+        error = play(slow).error()["result"]
+        assert error["code"] == "unreachable"
+        assert "keepalive" in error["msg"]
+    finally:
+        lab.sh("kvm1", "pkill -CONT libvirtd")
+    play.quartet("vm_power", name="a", state="stopped", force=True)
 
 
 def test_a_user_without_rights_is_told_what_to_do(lab: Lab, play: Playbook) -> None:
