@@ -9,10 +9,12 @@ from __future__ import annotations
 import typing as t
 
 from .._core.errors import Invalid
+from .._libvirt import Guest
 from .._libvirt.bulk import Bulk
 from .._libvirt.inventory import Inventory
 from .._model import capacity
 from .._model.capacity import Pool
+from .._model.statistics import answered
 from .._task import Context
 from .info import Inquiry
 
@@ -32,7 +34,6 @@ def tell_host(context: Context, directories: t.Sequence[str]) -> Result:
     inventory = Inventory(host)
     guests = host.guests()
     raws = Bulk(host).statistics(guests, "vcpu", "block")
-    missing = len(guests) - len(raws)
     taken = capacity.taken(raws.values())
     can = inventory.capabilities()
     pools = inventory.pools()
@@ -60,8 +61,17 @@ def tell_host(context: Context, directories: t.Sequence[str]) -> Result:
         "pools": [dict(vars(pool)) for pool in pools],
         "networks": [dict(vars(network)) for network in inventory.networks()],
         "vms": capacity.by_status(Inquiry(context, {"status"}, 0).statuses(guests)),
-        "problems": [f"Statistics of {missing} VMs are missing: a QEMU process hangs."] if missing else [],
+        "problems": _problems(guests, raws),
     }
+
+
+def _problems(guests: t.Sequence[Guest], raws: t.Mapping[str, capacity.Raw]) -> list[str]:
+    if guests and not raws:
+        return ["libvirt did not answer in time: what VMs take is not known."]
+    silent = [
+        guest.name for guest in guests if capacity.on(raws.get(guest.uuid, {})) and not answered(raws[guest.uuid])
+    ]
+    return [f"QEMU did not answer: {', '.join(silent)}. Some sizes may be missing."] if silent else []
 
 
 def _room(inventory: Inventory, directory: str, pools: t.Sequence[Pool]) -> Result:

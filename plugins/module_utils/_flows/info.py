@@ -127,9 +127,9 @@ class Inquiry:
         self.flagged = self.bulk.flagged(*_FLAGS)
         states = self.bulk.states(guests)
         there = [guest for guest in guests if guest.uuid in states]
-        return [sight for sight in spread(lambda guest: self._read(guest, *states[guest.uuid]), there) if sight]
+        return [sight for sight in spread(lambda guest: self._read(guest, states[guest.uuid]), there) if sight]
 
-    def _read(self, guest: Guest, state: int, reason: int) -> Sight | None:
+    def _read(self, guest: Guest, state: tuple[int, int]) -> Sight | None:
         """The definition and what we remember; ``None`` when the VM has vanished."""
         active = guest.uuid in self.flagged["active"]
         persistent = guest.uuid in self.flagged["persistent"]
@@ -146,16 +146,7 @@ class Inquiry:
                 problems.append(str(exc))
         except NotFound:
             return None
-        seen = Observation(
-            name=guest.name,
-            uuid=guest.uuid,
-            state=state,
-            reason=reason,
-            managed_save=guest.uuid in self.flagged["managedsave"],
-            persistent=persistent,
-            instance=instance,
-            running=guest.running_operation(),
-        )
+        seen = self.bulk.observe(guest, state, self.flagged, instance)
         return Sight(guest, seen, active, domain, problems)
 
     def _measure(self, sights: t.Sequence[Sight]) -> None:

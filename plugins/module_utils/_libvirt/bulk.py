@@ -16,10 +16,12 @@ except ImportError:  # run_query() tells the user
     libvirt = None
 
 from .._core.errors import LifecycleError
-from .._core.workers import within
+from .._core.workers import spread, within
+from .._model.capacity import on
 from .._model.info import Address
+from .._model.instance import Instance
 from .._model.statistics import answered
-from .._model.status import NOSTATE, SHUTOFF, Observation
+from .._model.status import NOSTATE, Observation
 from .errors import doing
 from .guest import Guest
 from .host import Host
@@ -72,25 +74,35 @@ class Bulk:
             return {}
         states = self.states(guests)
         flagged = self.flagged("managedsave", "persistent")
-        seen: dict[str, Observation | LifecycleError] = {}
-        for guest in guests:
-            state, reason = states.get(guest.uuid, (NOSTATE, 0))
-            persistent = guest.uuid in flagged["persistent"]
+
+        def one(guest: Guest) -> Observation | LifecycleError:
             try:
-                seen[guest.uuid] = Observation(
-                    name=guest.name,
-                    uuid=guest.uuid,
-                    state=state,
-                    reason=reason,
-                    managed_save=guest.uuid in flagged["managedsave"],
-                    persistent=persistent,
-                    instance=guest.recall(persistent=persistent),
-                    running=guest.running_operation(),
-                )
+                persistent = guest.uuid in flagged["persistent"]
+                return self.observe(guest, states.get(guest.uuid), flagged, guest.recall(persistent=persistent))
             except LifecycleError as exc:
                 exc.details.setdefault("name", guest.name)
-                seen[guest.uuid] = exc
-        return seen
+                return exc
+
+        return dict(zip((guest.uuid for guest in guests), spread(one, guests)))
+
+    @staticmethod
+    def observe(
+        guest: Guest, state: tuple[int, int] | None, flagged: t.Mapping[str, frozenset[str]], instance: Instance
+    ) -> Observation:
+        """What the calls for many VMs say of one.
+
+        :param flagged: With ``managedsave`` and ``persistent``.
+        """
+        return Observation(
+            name=guest.name,
+            uuid=guest.uuid,
+            state=state[0] if state else NOSTATE,
+            reason=state[1] if state else 0,
+            managed_save=guest.uuid in flagged["managedsave"],
+            persistent=guest.uuid in flagged["persistent"],
+            instance=instance,
+            running=guest.running_operation(),
+        )
 
     def statistics(self, guests: t.Sequence[Guest], *groups: str, backing: bool = False) -> dict[str, Raw]:
         """Statistics by UUID.
@@ -112,11 +124,7 @@ class Bulk:
                 break
         if found is None:
             return {}
-        busy = [
-            guest
-            for guest in guests
-            if found.get(guest.uuid, {}).get("state.state", SHUTOFF) != SHUTOFF and not answered(found[guest.uuid])
-        ]
+        busy = [guest for guest in guests if on(found.get(guest.uuid, {})) and not answered(found[guest.uuid])]
         if busy:
             found.update(self._in_time(busy, wanted, flags) or {})
         return found

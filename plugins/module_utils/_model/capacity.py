@@ -107,6 +107,11 @@ def version(number: int) -> str:
     return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
 
 
+def on(raw: Raw) -> bool:
+    """Whether a VM is on, from its bulk statistics."""
+    return bool(raw.get("state.state", SHUTOFF) != SHUTOFF)
+
+
 def taken(raws: t.Iterable[Raw]) -> dict[str, Result]:
     """What VMs may take, from their bulk statistics: of all that are defined, and of those that are on."""
     told: dict[str, Result] = {
@@ -114,10 +119,10 @@ def taken(raws: t.Iterable[Raw]) -> dict[str, Result]:
         "vcpus": {"defined": 0, "running": 0},
     }
     for raw in raws:
-        on = raw.get("state.state", SHUTOFF) != SHUTOFF
+        running = on(raw)
         for key, amount in (("memory", raw.get("balloon.maximum", 0) // 1024), ("vcpus", raw.get("vcpu.current", 0))):
             told[key]["defined"] += amount
-            told[key]["running"] += amount if on else 0
+            told[key]["running"] += amount if running else 0
     return told
 
 

@@ -59,8 +59,10 @@ def figures(raw: Raw) -> Result:
 
 
 def answered(raw: Raw) -> bool:
-    """Whether QEMU itself was asked. It is not while it is busy with another request, or hangs. The group ``balloon`` has
-    to be there."""
+    """Whether QEMU itself was asked. It is not while it is busy with another request, or hangs.
+
+    :param raw: With the group ``balloon``.
+    """
     return "balloon.rss" in raw
 
 
