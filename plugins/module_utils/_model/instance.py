@@ -11,6 +11,7 @@ so elements are read by their local names.
 
 from __future__ import annotations
 
+import copy
 import re
 import typing as t
 import xml.etree.ElementTree as ET
@@ -263,8 +264,8 @@ def _load(root: ET.Element) -> Instance:
 
 def _plain(node: ET.Element) -> str:
     """*node* as text without namespaces, as ``virDomainSetMetadata`` takes it."""
-    copy = ET.fromstring(ET.tostring(node))
-    for each in copy.iter():
+    plain = copy.deepcopy(node)
+    for each in plain.iter():
         each.tag = _local(each)
-    copy.tail = None
-    return _text(copy)
+    plain.tail = None
+    return _text(plain)
