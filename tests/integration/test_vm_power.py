@@ -299,8 +299,20 @@ def test_a_libvirtd_that_falls_silent_in_the_middle_is_noticed(lab: Lab, play: P
 
 def test_a_user_without_rights_is_told_what_to_do(lab: Lab, play: Playbook) -> None:
     define(lab, "v")
-    as_nobody = {"become": True, "become_user": "nobody", "become_method": "ansible.builtin.su"}
-    denied = {**task("vm_power", name="v", state="running"), **as_nobody}
+    lab.sh("kvm1", "rm -rf /run/lock/kvmops")
+    lab.sh("kvm1", "id visitor 2>/dev/null || useradd --create-home --shell /bin/sh visitor")
+    as_visitor = {"become": True, "become_user": "visitor", "become_method": "ansible.builtin.su"}
+    denied = {**task("vm_power", name="v", state="running"), **as_visitor}
     error = play(denied).error()["result"]
     assert error["code"] == "denied"
+    assert "Failed to open the lock file" in error["msg"]
     assert "become" in error["msg"]
+    lab.sh("kvm1", "chmod 0700 /run/libvirt/libvirt-sock")
+    try:
+        error = play(denied).error()["result"]
+        assert error["code"] == "denied"
+        assert "Failed to connect to qemu:///system" in error["msg"]
+        assert "become" in error["msg"]
+    finally:
+        lab.sh("kvm1", "chmod 0777 /run/libvirt/libvirt-sock")
+    assert lab.state("kvm1", "v") == "shut off (unknown)"

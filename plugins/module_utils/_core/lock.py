@@ -59,7 +59,10 @@ def _open(key: str) -> int:
             except FileExistsError:
                 fd = os.open(path, flags)
     except OSError as exc:
-        raise Denied(f"Failed to open the lock file {path}: {exc.strerror}.") from exc
+        raise Denied(
+            f"Failed to open the lock file {path}: {exc.strerror}.",
+            hint=f"Run the task with become, or let root make {DIRECTORY} with the mode 1777 once after each boot.",
+        ) from exc
     with contextlib.suppress(PermissionError):  # another user's file has its mode already
         os.fchmod(fd, 0o666)  # whatever the umask
     return fd
