@@ -61,8 +61,12 @@ def choose(
     unknown = sorted(word for word, found in words.items() if not found)
     if unknown:
         raise Invalid(f"VM {name} has no disk {', '.join(unknown)}.", hint="remove_disks takes device names and paths.")
-    # Files of ours that are no disk of the definition any more are ours all the same.
-    remove += sorted(ours - set(remove) - set(keep))
+    # Files of ours that are no disk of the definition any more are ours all the same, unless another VM has them now.
+    for path in sorted(ours - set(remove) - set(keep)):
+        if path in others:
+            keep[path] = f"VM {others[path]} uses it"
+        else:
+            remove.append(path)
     return Removal(tuple(remove), keep)
 
 
