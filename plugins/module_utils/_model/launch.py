@@ -227,16 +227,17 @@ def place_networks(vm_uuid: str, asked: t.Sequence[Nic]) -> tuple[Nic, ...]:
 
 def _compare_networks(asked: t.Sequence[Nic], domain: Domain) -> list[Difference]:
     left = [Nic(nic.kind, nic.source, nic.mac.lower(), nic.model) for nic in domain.interfaces]
-    pairs: list[tuple[Nic, Nic | None]] = []
-    for index, want in enumerate(asked):
-        mac = want.mac or stable_mac(domain.uuid, index)
-        match = next((nic for nic in left if nic.mac == mac), None)
-        if match is None and not want.mac:  # a VM that others made has addresses of its own
-            alike = (nic for nic in left if (nic.kind, nic.source, nic.model) == (want.kind, want.source, want.model))
-            match = next(alike, None)
-        if match:
-            left.remove(match)
-        pairs.append((replace(want, mac=match.mac if match else mac), match))
+    wanted = list(place_networks(domain.uuid, asked))
+    matches = {index: nic for index, want in enumerate(wanted) for nic in left if nic.mac == want.mac}
+    left = [nic for nic in left if nic not in matches.values()]
+    for index, nic in enumerate(asked):
+        if index not in matches and not nic.mac:  # a VM that others made has addresses of its own
+            alike = [have for have in left if (have.kind, have.source, have.model) == (nic.kind, nic.source, nic.model)]
+            if alike:
+                matches[index] = alike[0]
+                wanted[index] = alike[0]
+                left.remove(alike[0])
+    pairs = [(want, matches.get(index)) for index, want in enumerate(wanted)]
     found = []
     for want, match in pairs:
         if match is None:
