@@ -60,11 +60,12 @@ def check_uuid(text: str) -> str:
 
 
 def check_directory(path: str) -> str:
-    """*path*, if it is absolute and says what it means: no ``..``, no double or last slash, no control characters.
+    """*path*, if it is absolute and says what it means: no ``..``, no double or last slash, no control characters, and
+    not the root directory.
 
     :raises Invalid: It is not.
     """
-    if not path.startswith("/") or posixpath.normpath(path) != path or not path.isprintable():
+    if not re.match("/[^/]", path) or posixpath.normpath(path) != path or not path.isprintable():
         raise Invalid(f"{path!r} cannot be a storage directory.", hint="It must be an absolute path without '..'.")
     return path
 
