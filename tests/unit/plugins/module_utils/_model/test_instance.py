@@ -76,13 +76,15 @@ INSTANCES = st.builds(
     foreign=st.lists(FOREIGN, max_size=2).map(tuple),
 )
 
+LAUNCH = Launch(SINCE, "root@kvm1", "/srv/i.qcow2", "/s/_base/ab.qcow2", "qcow2", "ab", "/s", {"cloud_init": "cd"})
+JOURNAL = Journal("delete", SINCE, "kvm1", 4711, "remove_disks", {"größe": [1, None, "\x00"]})
 FULL = Instance(
     lock=Lock(SINCE, "audit until Friday, ask Ada"),
     flavor=Flavor(2, 4096, 20, (10, 5), 512, "m1.small"),
-    launch=Launch(SINCE, "root@kvm1", "/srv/i.qcow2", "/s/_base/ab.qcow2", "qcow2", "ab", "/s", {"cloud_init": "cd"}),
+    launch=LAUNCH,
     disks=(OwnDisk("root", "vda", "/s/u/root.qcow2"), OwnDisk("config", "sda", "/s/u/config.iso")),
     marks=(Mark("rescued", SINCE), Mark("soft-delete", SINCE, {"reclaim_at": SINCE, "power_before": "running"})),
-    journal=Journal("delete", SINCE, "kvm1", 4711, "remove_disks", {"größe": [1, None, "\x00"]}),
+    journal=JOURNAL,
     foreign=('<origin host="kvm2">before the drain</origin>',),
 )
 
@@ -195,10 +197,10 @@ def test_the_element_is_plain_and_tells_its_schema() -> None:
         lambda text: Instance(lock=Lock(SINCE, text)),
         lambda text: Instance(lock=Lock(text)),
         lambda text: replace(FULL, flavor=Flavor(1, 1, name=text)),
-        lambda text: replace(FULL, launch=replace(FULL.launch, image=text)),
+        lambda text: replace(FULL, launch=replace(LAUNCH, image=text)),
         lambda text: replace(FULL, disks=(OwnDisk("root", "vda", text),)),
         lambda text: replace(FULL, marks=(Mark("error", SINCE, {text: ""}),)),
-        lambda text: replace(FULL, journal=replace(FULL.journal, step=text)),
+        lambda text: replace(FULL, journal=replace(JOURNAL, step=text)),
     ],
 )
 def test_what_xml_cannot_hold_is_refused(make: t.Callable[[str], Instance], character: str) -> None:
