@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ._core.clock import Clock
+from ._core.errors import NotFound
 from ._core.journal import Journal
 from ._libvirt import Guest, Host, Storage
 from ._model import status
@@ -67,12 +68,19 @@ class Subject:
         return self.seen.instance if self.seen else Instance()
 
     def made(self) -> Guest:
-        """The VM, for steps that come after the one that defines it."""
-        assert self.guest is not None
+        """The VM, for steps that come after the one that defines it.
+
+        :raises NotFound: It is gone.
+        """
+        if self.guest is None:
+            raise NotFound(f"VM {self.name} is gone.")
         return self.guest
 
     def there(self) -> tuple[Guest, Observation, State]:
-        """For functions that are called for VMs that exist only."""
-        assert self.guest is not None
-        assert self.seen is not None
-        return self.guest, self.seen, status.read(self.seen)
+        """For functions that are called for VMs that exist only.
+
+        :raises NotFound: It is gone.
+        """
+        if self.seen is None:
+            raise NotFound(f"VM {self.name} is gone.")
+        return self.made(), self.seen, status.read(self.seen)

@@ -12,7 +12,7 @@ version_added: 0.1.0
 short_description: Lock VMs against changes, with a reason
 description:
   - A locked VM is refused by every module of this collection that changes it, with the reason, unless
-    O(override_lock=true) is said there.
+    its option C(override_lock) is V(true).
   - The lock is kept in the VM's own metadata, so it travels with the VM. It does not bind other tools, such as
     C(virsh).
 author:

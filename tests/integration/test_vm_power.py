@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import time
 import typing as t
+from functools import partial
 
 from tests.integration.harness import Lab, Playbook, Result, define, task, wait_for
 
@@ -135,12 +136,17 @@ def test_a_hanging_agent_does_not_hold_up_a_stop(lab: Lab, play: Playbook, launc
     assert time.monotonic() - began < 120
 
 
+def is_asleep(lab: Lab, name: str) -> bool:
+    """Whether the guest suspended itself to memory."""
+    return lab.state("kvm1", name).startswith("pmsuspended")
+
+
 def test_a_guest_asleep_is_woken(lab: Lab, play: Playbook, launch: Launch) -> None:
     launch("a", "b")
     for name in ("a", "b"):
         lab.booted("kvm1", name)
         lab.sh("kvm1", f"virsh dompmsuspend {name} mem")
-        wait_for(lambda name=name: lab.state("kvm1", name).startswith("pmsuspended"))
+        wait_for(partial(is_asleep, lab, name))
     told = play.quartet("vm_power", name="a", state="running")
     assert steps(told) == ["wake"]
     lab.guest("kvm1", "a").wait_agent()

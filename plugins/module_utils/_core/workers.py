@@ -67,7 +67,7 @@ def within(
     def hire() -> None:
         threading.Thread(target=work, name="kvmops-worker", daemon=True).start()
 
-    for _ in range(min(workers, len(items))):
+    for _worker in range(min(workers, len(items))):
         hire()
     with change:
         while waiting or begun:

@@ -118,7 +118,7 @@ class Bulk:
             wanted |= getattr(libvirt, f"VIR_DOMAIN_STATS_{group.upper()}")
         flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING if backing else 0
         found: dict[str, Raw] | None = None
-        for _ in range(HANGING + 1):
+        for _attempt in range(HANGING + 1):
             found = self._in_time(guests, wanted, flags | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT)
             if found is not None:
                 break

@@ -16,11 +16,6 @@ import typing as t
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
-try:
-    import libvirt
-except ImportError:  # run_query() tells the user
-    libvirt = None
-
 from .._core.errors import LifecycleError, NotFound
 from .._model.chain import HEADER, Chain, Layer, Qcow2, backing_of, follow, read_qcow2
 from .._model.domain import Image

@@ -56,9 +56,11 @@ class Launcher:
         :param config: The content of the config drive.
         """
         instance = guest.recall()
-        assert instance.launch is not None
-        base = self.storage.fetch_base(source, image_format, instance.launch.storage)
-        launch = replace(instance.launch, base=base.path, base_format=base.format, base_sha256=base.sha256)
+        launch = instance.launch
+        if launch is None:
+            raise NotFound(f"The metadata of VM {guest.name} are gone.", hint="Run the task again.")
+        base = self.storage.fetch_base(source, image_format, launch.storage)
+        launch = replace(launch, base=base.path, base_format=base.format, base_sha256=base.sha256)
         guest.remember(replace(instance, launch=launch))
         flavor = self.order.flavor
         sizes = iter([size_gib * GIB for size_gib in flavor.ephemeral])

@@ -116,7 +116,7 @@ class Power:
         if not self._had_agent:
             return {"guest_answered": False}
         wait_until(
-            lambda: self.guest.agent_connected(),
+            self.guest.agent_connected,
             clock=self.clock,
             timeout=self.patience.answer,
             doing=f"waiting for the guest agent of VM {self.guest.name} after the reboot",

@@ -444,7 +444,8 @@ class PoolStorage:
 
     def _need(self, directory: str) -> t.Any:
         pool = self._pool(directory, create=True)
-        assert pool is not None
+        if pool is None:
+            raise NotFound(f"{directory} on {self.host.name} is gone.")
         return pool
 
     def _pool(self, directory: str, *, create: bool) -> t.Any:

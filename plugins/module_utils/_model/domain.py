@@ -305,7 +305,7 @@ def _disk(node: ET.Element) -> Disk:
         chain_known=below is not None,  # an empty <backingStore/> ends a chain
         readonly=node.find("readonly") is not None,
         shareable=node.find("shareable") is not None,
-        encrypted=any(True for _ in node.iter("encryption")),
+        encrypted=next(node.iter("encryption"), None) is not None,
         serial=node.findtext("serial", ""),
         boot=_number(_child(node, "boot").get("order")),
         mirror=None if mirror is None else _image(mirror, _child(mirror, "format").get("type", "")),

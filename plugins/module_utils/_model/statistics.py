@@ -85,7 +85,7 @@ def sizes(raw: Raw, *, running: bool) -> dict[tuple[str, int | None], Size]:
 
 def _numbered(raw: Raw, kind: str) -> list[Result]:
     """The groups ``KIND.0.…``, ``KIND.1.…`` as dictionaries."""
-    groups: list[Result] = [{} for _ in range(raw.get(f"{kind}.count", 0))]
+    groups: list[Result] = [{} for _number in range(raw.get(f"{kind}.count", 0))]
     for key, value in raw.items():
         if key.startswith(f"{kind}."):
             number, _dot, name = key[len(kind) + 1 :].partition(".")

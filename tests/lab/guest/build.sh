@@ -56,7 +56,8 @@ kernel() {
     echo "$base" >> "$initrd/modules/order"
   done < "$dir/order"
   cp /bin/busybox "$initrd/bin/busybox"
-  install -m 755 "$HERE/initramfs-init" "$initrd/init"
+  { echo '#!/bin/busybox sh'; cat "$HERE/initramfs-init"; } >"$initrd/init"
+  chmod 755 "$initrd/init"
   (cd "$initrd" && find . | sort | cpio -o -H newc --quiet | gzip -1) > "$dir/initrd"
 }
 

@@ -317,7 +317,7 @@ def start_hub(lab: Lab) -> None:
     argv += ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "slave", "--"]
     argv += [HERE / "host/hub", lab.dir, settings.subnet, settings.shared_size]
     started = util.spawn(argv, log, lab.environment("hub"))
-    _await(started, lambda: (lab.dir / "hub/ready").exists(), log, "the hub")
+    _await(started, (lab.dir / "hub/ready").exists, log, "the hub")
 
 
 def _await(started: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path, what: str) -> None:

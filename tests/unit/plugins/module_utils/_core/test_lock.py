@@ -44,7 +44,7 @@ with lock.hold("a", {"action": "delete", "since": "2026-01-01T00:00:00Z", "pid":
 def another_process(directory: Path) -> t.Iterator[subprocess.Popen[str]]:
     """A process that holds the lock "a" until it is killed."""
     above = Path(lock.__file__).resolve().parents[3]
-    found = next(path for path in sys.path if (Path(path) / "ansible_collections/kvmops/lifecycle").is_dir())
+    (found, *_rest) = (path for path in sys.path if (Path(path) / "ansible_collections/kvmops/lifecycle").is_dir())
     assert (Path(found) / "ansible_collections/kvmops/lifecycle").resolve() == above
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(directory)],
@@ -167,11 +167,11 @@ def test_asking_who_holds_it_never_takes_it() -> None:
         while not stop.is_set():
             holder("a")
 
-    asking = [threading.Thread(target=ask) for _ in range(4)]
+    asking = [threading.Thread(target=ask) for _thread in range(4)]
     for thread in asking:
         thread.start()
     try:
-        refused = [answer for answer in (take() for _ in range(300)) if answer != "held"]
+        refused = [answer for answer in (take() for _attempt in range(300)) if answer != "held"]
     finally:
         stop.set()
         for thread in asking:
@@ -187,7 +187,7 @@ def test_what_a_holder_leaves_behind_is_not_told_of_the_next(lock_directory: Pat
     assert (lock_directory / "a.lock").read_bytes() == b""
 
 
-@pytest.mark.parametrize("garbage", [b"", b"{", b"[1]", b"\xff\xfe", b"null"])
+@pytest.mark.parametrize("garbage", [b"", b"{", b"[1]", b"\xff\xfe", b"null", b"[" * 4096])
 def test_a_holder_that_says_garbage_is_a_holder_all_the_same(lock_directory: Path, garbage: bytes) -> None:
     with hold("a", WHAT, name="web1"):
         (lock_directory / "a.lock").write_bytes(garbage)

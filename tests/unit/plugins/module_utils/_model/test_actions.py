@@ -215,7 +215,7 @@ LEADS_TO = {
 def reached_from(vm_state: str, action: str) -> set[str]:
     """Where the VM is after *action* was refused and the user did what the refusal said, again and again."""
     reached: set[str] = set()
-    for _ in range(5):
+    for _round in range(5):
         if judge(action, vm_state) is not Verdict.REFUSED:
             return {*reached, vm_state}
         hint = refusal(action, state_of(vm_state), name="web1").hint
