@@ -32,6 +32,8 @@ def make(context: Context, vm: Subject) -> Plan:
     if ask["image"] is None or ask["flavor"] is None:
         raise Invalid(f"There is no VM with the name {name!r} here, and to launch one, image and flavor are needed.")
     check_words(context)
+    if ask["secure_boot"] and ask["firmware"] != "uefi":
+        raise Invalid("A VM without UEFI cannot have Secure Boot.", hint="Say firmware: uefi as well.")
     state = vm.state
     if state:
         demand("launch", replace(state, running=""), name=name)
