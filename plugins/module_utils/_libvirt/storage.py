@@ -162,20 +162,23 @@ class LocalStorage:
     def _complete(bases: str, sha256: str, image_format: str) -> Base | None:
         for name in sorted(os.listdir(bases)):
             path = os.path.join(bases, name)
-            if name.startswith(sha256) and name.endswith(f".{image_format}") and os.path.exists(f"{path}.ok"):
-                with open(f"{path}.ok", "rb") as marker:
-                    if json.load(marker)["size"] == os.path.getsize(path):
-                        return Base(path, image_format, sha256)
+            if name.startswith(sha256) and name.endswith(f".{image_format}"):
+                marker = _read_json(f"{path}.ok")
+                if marker.get("size") == os.path.getsize(path):
+                    return Base(path, image_format, sha256)
         return None
 
     @staticmethod
     def _known_hash(bases: str, source: str) -> str | None:
-        known = _read_memo(bases).get(os.path.realpath(source))
-        return known["sha256"] if known and known["identity"] == _identity(source) else None
+        known = _read_json(os.path.join(bases, _MEMO)).get(os.path.realpath(source))
+        if not isinstance(known, dict) or known.get("identity") != _identity(source):
+            return None
+        return known.get("sha256")
 
     @staticmethod
     def _remember_hash(bases: str, source: str, identity: list[int], sha256: str) -> None:
-        memo = {path: known for path, known in _read_memo(bases).items() if os.path.exists(path)}
+        known = _read_json(os.path.join(bases, _MEMO))
+        memo = {path: entry for path, entry in known.items() if os.path.exists(path)}
         memo[os.path.realpath(source)] = {"identity": identity, "sha256": sha256}
         _write(os.path.join(bases, _MEMO), json.dumps(memo, sort_keys=True).encode(), 0o600)
 
@@ -231,7 +234,15 @@ class LocalStorage:
 
     @staticmethod
     def _make_directory(directory: str) -> None:
-        os.makedirs(directory, mode=0o711, exist_ok=True)
+        """QEMU, which is another user, passes through every directory that is made here, whatever the umask."""
+        missing = []
+        while not os.path.isdir(directory):
+            missing.append(directory)
+            directory = os.path.dirname(directory)
+        for path in reversed(missing):
+            with contextlib.suppress(FileExistsError):  # somebody else was faster
+                os.mkdir(path)
+                os.chmod(path, 0o711)
 
 
 def _identity(path: str) -> list[int]:
@@ -239,12 +250,14 @@ def _identity(path: str) -> list[int]:
     return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
 
 
-def _read_memo(bases: str) -> dict[str, t.Any]:
+def _read_json(path: str) -> dict[str, t.Any]:
+    """The JSON object in a marker or memo; one that is not there, or not whole, says nothing."""
     try:
-        with open(os.path.join(bases, _MEMO), "rb") as memo:
-            return dict(json.load(memo))
-    except (FileNotFoundError, ValueError):  # it only saves time
+        with open(path, "rb") as file:
+            found = json.load(file)
+    except (FileNotFoundError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _write(path: str, content: bytes, mode: int) -> None:
