@@ -9,7 +9,7 @@ set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 # In this order: what fails fast comes first.
-all=(lint types unit sanity build lab integration)
+all=(lint types unit sanity build lab integration molecule)
 
 parts=()
 for argument in "$@"; do
