@@ -14,7 +14,6 @@ import contextlib
 import os
 import time
 import typing as t
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
@@ -25,6 +24,7 @@ from ._core.errors import Busy, LifecycleError, Locked, NotFound, Unreachable
 from ._core.journal import Journal
 from ._core.plan import Plan
 from ._core.spec import Spec
+from ._core.workers import spread
 from ._libvirt import MISSING, Bulk, Guest, open_host, pick, storage_of
 from ._model.actions import ACTIONS
 from ._task import Context, Subject
@@ -145,8 +145,7 @@ class _Runner:
 
     def run(self, subjects: t.Sequence[Subject | LifecycleError]) -> list[_Outcome]:
         """All of them, at most ``concurrency`` at once; one that fails does not stop the others."""
-        with ThreadPoolExecutor(max_workers=max(1, self.context.params["concurrency"])) as pool:
-            return list(pool.map(self._one, subjects))
+        return spread(self._one, subjects, workers=self.context.params["concurrency"])
 
     def _one(self, subject: Subject | LifecycleError) -> _Outcome:
         if isinstance(subject, LifecycleError):
@@ -168,6 +167,14 @@ class _Runner:
 
     def _plan(self, subject: Subject) -> Plan:
         plan = self.decide(self.context, subject)
+        journal = subject.instance.journal
+        if plan.changed and journal and not journal.ours and plan.action != "reset_state":  # which is the way out
+            raise Busy(
+                f"VM {subject.name} is busy: {journal.action} since {journal.since}, by process {journal.pid}"
+                f" of the machine {journal.node}.",
+                hint=f"Run that task again from {journal.node}, or clear it with vm_status if it is dead.",
+                running=journal.tell(),
+            )
         held = subject.instance.lock
         if plan.changed and held and ACTIONS[plan.action].lock and not self.context.params.get("override_lock"):
             raise Locked(
@@ -190,14 +197,6 @@ class _Runner:
                 subject.guest = found if isinstance(found, Guest) else None
             if subject.guest:
                 subject.seen = subject.guest.look()
-            journal = subject.instance.journal
-            if journal and not journal.ours and action != "reset_state":  # which is the way out
-                raise Busy(
-                    f"VM {subject.name} is busy: {journal.action} since {journal.since}, by process {journal.pid}"
-                    f" of the machine {journal.node}.",
-                    hint=f"Run that task again from {journal.node}, or clear it with vm_status if it is dead.",
-                    running=journal.tell(),
-                )
             plan = self._plan(subject)
             if plan.changed:
                 self._carry_out(plan, subject, result)
@@ -226,25 +225,24 @@ class _Runner:
     def _taken_back(self, plan: Plan, index: int, subject: Subject) -> t.Iterator[None]:
         """When the body fails, take back the step number *index* and those before it, the newest first. A plan whose
         steps cannot be taken back keeps its journal: the next run goes on from there."""
-        failed = True
         try:
+            yield
+        except BaseException as first:
             try:
-                yield
-                failed = False
-            finally:
-                if failed:
-                    undos = [step.undo for step in plan.steps[: index + 1] if step.undo]
-                    for undo in reversed(undos):
-                        undo()
-                    if plan.journaled and undos:
-                        subject.journal = None
-                        _write_journal(subject)
-        except LifecycleError as exc:
-            first = exc.__context__
-            if isinstance(first, LifecycleError):  # it failed, and then taking it back failed
-                first.hint = f"Taking it back failed as well: {exc.message} {first.hint}"
-                raise first from exc
+                self._take_back(plan, index, subject)
+            except LifecycleError as exc:
+                if isinstance(first, LifecycleError):
+                    first.hint = f"Taking it back failed as well: {exc.message} {first.hint}".rstrip()
             raise
+
+    @staticmethod
+    def _take_back(plan: Plan, index: int, subject: Subject) -> None:
+        undos = [step.undo for step in plan.steps[: index + 1] if step.undo]
+        for undo in reversed(undos):
+            undo()
+        if plan.journaled and undos:
+            subject.journal = None
+            _write_journal(subject)
 
     def _tell(self, subject: Subject, result: Result, plan: Plan | None = None) -> Result:
         """What every result says of its VM: as it is now or, in check mode, as it would be."""
