@@ -20,18 +20,31 @@ WORKERS = 5
 
 
 def spread(function: t.Callable[[A], R], items: t.Sequence[A], *, workers: int = WORKERS) -> list[R]:
-    """*function* of every item, in their order. An exception is raised here.
+    """*function* of every item, in their order. An exception is raised here, and nothing more begun.
 
-    The items are dealt out beforehand: handing them over one by one would cost as much as a call to libvirtd.
+    Each worker takes the next item by itself: handing them over one by one would cost as much as a call to libvirtd.
     """
+    results: list[t.Any] = [None] * len(items)
+    waiting = collections.deque(range(len(items)))
+
+    def work() -> None:
+        while True:
+            try:
+                index = waiting.popleft()
+            except IndexError:  # nothing is left
+                return
+            try:
+                results[index] = function(items[index])
+            except BaseException:
+                waiting.clear()
+                raise
+
     workers = min(workers, len(items))
     if workers < 2:
         return [function(item) for item in items]
-    shares = [items[first::workers] for first in range(workers)]
-    results: list[t.Any] = [None] * len(items)
     with ThreadPoolExecutor(workers) as pool:
-        for first, done in enumerate(pool.map(lambda share: [function(item) for item in share], shares)):
-            results[first::workers] = done
+        for done in [pool.submit(work) for _worker in range(workers)]:
+            done.result()
     return results
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import typing as t
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
@@ -24,25 +25,33 @@ from .guest import Guest
 
 # Seconds between questions to a silent libvirtd, and how many go unanswered before the connection is given up.
 KEEPALIVE = (5, 5)
+# Seconds between turns of libvirt's event loop.
+TURN = 0.5
 
 _loop_guard = threading.Lock()
 _loop: threading.Thread | None = None
 
 
 def _run_event_loop() -> None:
-    """Keepalive messages and events are handled by libvirt's event loop, which somebody has to turn."""
+    """libvirt asks for an event loop before it sends keepalive messages.
+
+    Whoever waits for an answer sees to these messages himself. The loop is for the time between calls, so it is turned
+    now and then: one that waits for something to happen is woken by every call, which costs more than the call.
+    """
     global _loop
     with _loop_guard:
         if _loop is not None:
             return
         libvirt.registerErrorHandler(lambda _context, _error: None, None)  # else libvirt prints errors on stderr
         libvirt.virEventRegisterDefaultImpl()
+        libvirt.virEventAddTimeout(0, lambda _timer, _nothing: None, None)  # so that a turn does not wait
         _loop = threading.Thread(target=_turn, name="libvirt-events", daemon=True)
         _loop.start()
 
 
 def _turn() -> None:
     while True:
+        time.sleep(TURN)
         libvirt.virEventRunDefaultImpl()
 
 

@@ -55,3 +55,33 @@ def test_a_late_result_is_not_taken() -> None:
     end.set()
     time.sleep(0.05)
     assert results == [None]
+
+
+def test_an_index_error_is_an_error_like_any_other() -> None:
+    with pytest.raises(IndexError):
+        spread(lambda number: [1][number], [0, 0, 0, 1, 0, 0])
+
+
+def test_after_an_error_nothing_more_is_begun() -> None:
+    begun = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        time.sleep(0.01)
+        if number == 0:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        spread(work, range(1000), workers=2)
+    assert len(begun) < 100
+
+
+def test_a_slow_item_does_not_hold_up_those_behind_it() -> None:
+    others = threading.Event()
+
+    def work(number: int) -> bool:
+        if number == 9:
+            others.set()
+        return others.wait(30) if number == 0 else False
+
+    assert spread(work, range(10), workers=2)[0]
