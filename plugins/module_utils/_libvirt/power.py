@@ -126,7 +126,8 @@ class Power:
     # ----
 
     def _note_agent(self) -> None:
-        self._had_agent = bool(self.guest.agent_connected())
+        # A guest that was asked to shut down and hangs in it may have ended its agent first.
+        self._had_agent = self._had_agent or bool(self.guest.agent_connected())
 
     def _set_time(self) -> None:
         if self.guest.agent_connected():
