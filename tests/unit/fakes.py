@@ -57,10 +57,11 @@ class FakeGuest(Guest):
         all.
     :param deaf_for: Seconds after a boot in which requests are not heard.
     :param agent_after: Seconds from boot until its agent opens the channel; ``None`` without an agent.
+    :param agent_ends: Whether its agent ends with the first request to shut down that is heard, whatever comes of it.
     :param saved_as: What the guest in the managed save image was doing.
     :param persistent: Whether its definition outlives its QEMU process.
     :param refuses: Methods that fail, with what they say.
-    :param asked: When it was asked to shut down.
+    :param asked: When it was asked to shut down since it booted.
     :param times_set: How often its clock was set.
     """
 
@@ -72,6 +73,7 @@ class FakeGuest(Guest):
         goes_down_after: float | None = 3,
         deaf_for: float = 0,
         agent_after: float | None = None,
+        agent_ends: bool = False,
         saved_as: str = "running",
         persistent: bool = True,
         refuses: t.Mapping[str, str] | None = None,
@@ -84,6 +86,7 @@ class FakeGuest(Guest):
         self.goes_down_after = goes_down_after
         self.deaf_for = deaf_for
         self.agent_after = agent_after
+        self.agent_ends = agent_ends
         self.persistent = persistent
         self.refuses = dict(refuses or {})
         self.memory = Instance()
@@ -118,7 +121,8 @@ class FakeGuest(Guest):
         self._let_time_pass()
         if self.agent_after is None:
             return None
-        return self.condition == "running" and self.clock.seconds >= self.booted_at + self.agent_after
+        ended = self.agent_ends and any(at >= self.booted_at + self.deaf_for for at in self.asked)
+        return self.condition == "running" and not ended and self.clock.seconds >= self.booted_at + self.agent_after
 
     def recall(self, *, persistent: bool = True) -> Instance:
         return self.memory
@@ -136,6 +140,7 @@ class FakeGuest(Guest):
             self.condition = "running"
             self.boots += 1
             self.booted_at = self.clock.seconds
+            self.asked = []
         if paused:
             self.condition = "paused"
 
