@@ -1,14 +1,15 @@
 # Copyright (c) 2026 kvmops contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""python3 -m kvmlab: the lab's command."""
+"""The lab's command."""
 
 from __future__ import annotations
 
-import os
+import importlib
 import sys
+from pathlib import Path
 
-from .cli import main
+# As a program, not as a module: `-m` would take a kvmlab in the current directory.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-os.environ.pop("PYTHONPATH", None)  # tests/lab/lab set it for us alone
-sys.exit(main(sys.argv[1:]))
+sys.exit(importlib.import_module("kvmlab.cli").main(sys.argv[1:]))

@@ -107,9 +107,11 @@ def command_up(args: argparse.Namespace) -> int:
 
 
 def command_down(args: argparse.Namespace) -> int:
+    if args.all and (args.dir or args.name):
+        raise LabError("--all goes alone")
+    if args.all:
+        hosts.remove_gone(BASE)
     labs = labs_under(BASE) if args.all else [Lab(args.name, args.dir)]
-    if args.all and args.dir:
-        raise LabError("--all and --dir do not go together")
     for lab in labs:
         if hosts.down(lab, args.keep):
             say(f"lab {lab.name} is down")

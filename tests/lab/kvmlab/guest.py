@@ -26,7 +26,7 @@ _XML = """\
   <os{firmware}>
     <type arch='x86_64' machine='{machine}'>hvm</type>{secure}{os}
   </os>
-  <features><acpi/></features>
+  <features><acpi/><tcg><tb-cache unit='MiB'>32</tb-cache></tcg></features>
   <cpu mode='custom' match='exact'><model>qemu64</model></cpu>
   <on_poweroff>destroy</on_poweroff>
   <on_reboot>restart</on_reboot>

@@ -470,13 +470,13 @@ def down(lab: Lab, keep: bool = False) -> bool:
     if not lab.dir.exists():
         something = bool(lab.leftovers())
         lab.sweep()
-        _remove_gone(lab)
+        remove_gone(lab.dir.parent, lab.id)
         return something
     with lab.locked():
         lab.sweep()
         if not keep:  # moved first: a directory that is half removed would be mistaken for a lab
             os.rename(lab.dir, _gone(lab))
-    _remove_gone(lab)
+    remove_gone(lab.dir.parent, lab.id)
     return True
 
 
@@ -484,6 +484,7 @@ def _gone(lab: Lab) -> Path:
     return lab.dir.with_name(f".gone-{lab.id}-{uuid.uuid4().hex[:8]}")
 
 
-def _remove_gone(lab: Lab) -> None:
-    for path in lab.dir.parent.glob(f".gone-{lab.id}-*"):
+def remove_gone(base: Path, identity: str = "*") -> None:
+    """What a killed down has left of a lab's directory, or of all."""
+    for path in base.glob(f".gone-{identity}-*"):
         shutil.rmtree(path, ignore_errors=True)

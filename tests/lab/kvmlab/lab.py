@@ -347,4 +347,8 @@ def labs_under(base: Path) -> Sequence[Lab]:
         alias = link.get("ifalias") or ""
         if link["ifname"].startswith("kvl") and Path(alias).parent == base:
             directories.add(Path(alias))
-    return [Lab(path.name, str(path)) for path in sorted(directories)]
+    labs = []
+    for path in sorted(directories):
+        with contextlib.suppress(LabError):  # not a lab's name: not a lab
+            labs.append(Lab(path.name, str(path)))
+    return labs
