@@ -59,6 +59,7 @@ class FakeGuest(Guest):
     :param agent_after: Seconds from boot until its agent opens the channel; ``None`` without an agent.
     :param agent_ends: Whether its agent ends with the first request to shut down that is heard, whatever comes of it.
     :param saved_as: What the guest in the managed save image was doing.
+    :param image: What the guest was doing that is in the managed save image; empty without one.
     :param persistent: Whether its definition outlives its QEMU process.
     :param refuses: Methods that fail, with what they say.
     :param asked: When it was asked to shut down since it booted.
@@ -82,7 +83,7 @@ class FakeGuest(Guest):
         self.uuid = "11111111-1111-4111-8111-111111111111"
         self.clock = clock
         self.condition = "stopped" if condition == "suspended" else condition
-        self.saved = saved_as if condition == "suspended" else ""
+        self.image = saved_as if condition == "suspended" else ""
         self.goes_down_after = goes_down_after
         self.deaf_for = deaf_for
         self.agent_after = agent_after
@@ -114,7 +115,7 @@ class FakeGuest(Guest):
 
     def look(self, *, running: t.Mapping[str, t.Any] | None = None) -> Observation:
         state, reason = self.state()
-        saved, memory = bool(self.saved), self.memory
+        saved, memory = bool(self.image), self.memory
         return Observation(self.name, self.uuid, state, reason, saved, self.persistent, memory, running)
 
     def agent_connected(self) -> bool | None:
@@ -134,8 +135,8 @@ class FakeGuest(Guest):
 
     def start(self, *, paused: bool = False) -> None:
         self._need("start", "stopped")
-        if self.saved:
-            self.condition, self.saved = self.saved, ""
+        if self.image:
+            self.condition, self.image = self.image, ""
         else:
             self.condition = "running"
             self.boots += 1
@@ -167,12 +168,15 @@ class FakeGuest(Guest):
 
     def save(self) -> None:
         self._need("save", "running", "paused")
-        self.saved = self.condition
+        self.image = self.condition
         self._end(SHUTOFF_SAVED)
+
+    def saved(self) -> bool:
+        return bool(self.image)
 
     def discard_save(self) -> None:
         self._need("discard_save", "stopped")
-        self.saved = ""
+        self.image = ""
 
     def wake(self) -> None:
         self._need("wake", "asleep")

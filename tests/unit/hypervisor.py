@@ -36,7 +36,7 @@ DOMAIN = """
 
 def uuid_of(number: int) -> str:
     """The UUID of the VM that was defined as number *number*, from 1."""
-    return f"{number:08x}-0000-4000-8000-000000000000"
+    return f"{number:08x}-abcd-4000-8000-00000000000a"
 
 
 class Hypervisor:

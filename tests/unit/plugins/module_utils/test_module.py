@@ -10,7 +10,7 @@ import os
 import platform
 import threading
 import typing as t
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,21 +27,10 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._model import ins
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import Instance, Lock, Mark
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._module import run_module, run_query
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._task import Context, Subject
-from tests.unit.hypervisor import Hypervisor, Task, hypervisor, uuid_of
+from tests.unit.hypervisor import Hypervisor, Task, uuid_of
 
 SINCE = "2026-01-01T00:00:00Z"
 Decide = Callable[[Context, Subject], Plan]
-
-
-@pytest.fixture
-def kvm() -> Iterator[Hypervisor]:
-    with hypervisor() as made:
-        yield made
-
-
-@pytest.fixture
-def task(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Task:
-    return Task(capsys, tmp_path)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import contextlib
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import libvirt
@@ -30,14 +29,7 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.storage 
     storage_of,
 )
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import Instance, Lock
-from tests.unit.hypervisor import URI, Hypervisor, hypervisor, uuid_of
-
-
-@pytest.fixture
-def kvm() -> Iterator[Hypervisor]:
-    with hypervisor() as made:
-        yield made
-
+from tests.unit.hypervisor import URI, Hypervisor, uuid_of
 
 # ---- connecting
 
