@@ -11,7 +11,7 @@ from datetime import timedelta
 from functools import partial
 
 from .._core.clock import parse_stamp, stamp
-from .._core.errors import Refused
+from .._core.errors import Invalid, Refused
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
 from .._libvirt import Patience, Power, remove_files
@@ -144,9 +144,18 @@ def purge(context: Context, vm: Subject) -> Plan:
     """Remove a VM that was soft-deleted long enough ago."""
     _guest, seen, state = vm.there()
     mark = next((mark for mark in seen.instance.marks if mark.state == SOFT_DELETED), None)
-    if mark is None or parse_stamp(mark.data["reclaim_at"]) > context.clock.now():
-        before = {"status": state.status, "power_state": state.power_state}
-        return Plan(before=before, after=before, figures={"reclaim_at": mark.data["reclaim_at"]} if mark else {})
+    before = {"status": state.status, "power_state": state.power_state}
+    if mark is None:
+        return Plan(before=before, after=before)
+    try:
+        due = parse_stamp(mark.data["reclaim_at"])
+    except (KeyError, ValueError) as exc:
+        raise Invalid(
+            f"When VM {vm.name} is due to be purged cannot be read from its metadata.",
+            hint="Remove it with state: absent, or bring it back with state: restored.",
+        ) from exc
+    if due > context.clock.now():
+        return Plan(before=before, after=before, figures={"reclaim_at": mark.data["reclaim_at"]})
     return delete(context, vm)
 
 
