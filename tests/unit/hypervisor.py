@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import typing as t
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
@@ -46,14 +47,16 @@ class Hypervisor:
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
         self.connection = libvirt.open(URI)
         self.host = Host(self.connection, URI)
+        self.node = platform.node()
         self.clear()
 
     def clear(self) -> None:
         """No VM is left."""
         for domain in self.connection.listAllDomains():
+            persistent = domain.isPersistent()
             if domain.isActive():
                 domain.destroy()
-            if domain.isPersistent():
+            if persistent:
                 domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
 
     def define(self, *names: str, running: bool = True) -> None:
