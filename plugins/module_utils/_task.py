@@ -13,7 +13,7 @@ from functools import cached_property
 from ._core.clock import Clock
 from ._core.errors import NotFound
 from ._core.journal import Journal
-from ._libvirt import Guest, Host, Storage
+from ._libvirt import Chains, Guest, Host, Storage
 from ._model import status
 from ._model.instance import Instance
 from ._model.status import Observation, State
@@ -34,8 +34,8 @@ class Context:
 
     @cached_property
     def disk_owners(self) -> dict[str, list[str]]:
-        """See :meth:`.Host.disk_owners`: asked once a task."""
-        return self.host.disk_owners()
+        """See :meth:`.Chains.owners`: asked once a task."""
+        return Chains(self.host).owners()
 
     def close(self) -> None:
         """Let go of the host."""

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from .._core.errors import LifecycleError, NotFound
 from .._model.chain import HEADER, Chain, Layer, Qcow2, backing_of, follow, read_qcow2
-from .._model.domain import Image
+from .._model.domain import Disk, Image, read_domain
 from .errors import doing
 from .host import Host
 
@@ -35,6 +35,38 @@ class Chains:
     def below(self, top: Image) -> Chain:
         """The chain of a disk whose definition names *top*."""
         return follow(top, self._look)
+
+    def owners(self) -> dict[str, list[str]]:
+        """The files that disks of VMs here are in or build upon, each with the VMs' UUIDs.
+
+        A file has more than one name here when there are links to it, or detours in its path.
+        """
+        owners: dict[str, list[str]] = {}
+        for guest in self.host.guests():
+            try:
+                domain = read_domain(guest.xml())
+            except NotFound:
+                continue
+            for image in (image for disk in domain.disks for image in self._of(disk)):
+                names = {image.source}
+                if image.path:
+                    names.add(os.path.normpath(image.path))
+                if image.path and self.host.local:
+                    names.add(os.path.realpath(image.path))
+                for name in names:
+                    owners.setdefault(name, []).append(guest.uuid)
+        return owners
+
+    def _of(self, disk: Disk) -> t.Iterator[Image]:
+        """All images of a disk. libvirt knows those of a running VM."""
+        if disk.empty:
+            return
+        known = (disk.image, *disk.backing)
+        yield from known
+        if not disk.chain_known:
+            yield from (layer.image for layer in self.below(known[-1]).layers[1:])
+        if disk.mirror:
+            yield disk.mirror
 
     def _look(self, image: Image) -> Found | None:
         if image not in self._known:

@@ -159,20 +159,6 @@ class Host:
                     return None
                 raise
 
-    def disk_owners(self) -> dict[str, list[str]]:
-        """The files that disks of VMs here are in or build upon, as far as libvirt knows, each with the VMs' UUIDs."""
-        owners: dict[str, list[str]] = {}
-        for guest in self.guests():
-            try:
-                domain = read_domain(guest.xml())
-            except NotFound:
-                continue
-            for disk in domain.disks:
-                for image in (disk.image, *disk.backing):
-                    if image.source:
-                        owners.setdefault(image.source, []).append(guest.uuid)
-        return owners
-
     def macs(self) -> dict[str, str]:
         """The MAC addresses of all VMs here, lower case, each with the VM's UUID."""
         found: dict[str, str] = {}
