@@ -31,6 +31,7 @@ DOMAIN = """
   <memory unit='MiB'>512</memory>
   <vcpu>2</vcpu>
   <os><type arch='x86_64'>hvm</type></os>
+  <devices>{disks}</devices>
 </domain>
 """
 
@@ -59,11 +60,21 @@ class Hypervisor:
             if persistent:
                 domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
 
-    def define(self, *names: str, running: bool = True) -> None:
-        """VMs with UUIDs by number."""
+    def define(self, *names: str, running: bool = True, disks: t.Sequence[str] = ()) -> None:
+        """VMs with UUIDs by number.
+
+        :param disks: Their qcow2 files; an empty one is an empty drive.
+        """
+        devices = "".join(
+            f"<disk type='file' device='{'disk' if path else 'cdrom'}'><driver name='qemu' type='qcow2'/>"
+            + (f"<source file='{path}'/>" if path else "")
+            + f"<target dev='vd{chr(ord('a') + number)}' bus='virtio'/></disk>"
+            for number, path in enumerate(disks)
+        )
         for name in names:
             number = len(self.connection.listAllDomains()) + 1
-            domain = self.connection.defineXML(DOMAIN.format(name=name, uuid=uuid_of(number)))
+            xml = DOMAIN.format(name=name, uuid=uuid_of(number), disks=devices)
+            domain = self.connection.defineXML(xml)
             if running:
                 domain.create()
 
