@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import typing as t
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field, replace
 
 from .._core.errors import Invalid, LifecycleError, NotFound, Unsupported
@@ -127,27 +128,45 @@ class Inquiry:
         self.flagged = self.bulk.flagged(*_FLAGS)
         states = self.bulk.states(guests)
         there = [guest for guest in guests if guest.uuid in states]
-        return [sight for sight in spread(lambda guest: self._read(guest, states[guest.uuid]), there) if sight]
+        # Threads wait for libvirt; one thread alone does what needs the CPU.
+        read = spread(self._read, there)
+        return [
+            self._understand(guest, states[guest.uuid], *what)
+            for guest, what in zip(there, read)
+            if not isinstance(what, NotFound)
+        ]
 
-    def _read(self, guest: Guest, state: tuple[int, int]) -> Sight | None:
-        """The definition and what we remember; ``None`` when the VM has vanished."""
-        active = guest.uuid in self.flagged["active"]
-        persistent = guest.uuid in self.flagged["persistent"]
-        domain, instance, problems = None, Instance(), []
+    def _read(self, guest: Guest) -> tuple[str | None, Instance | LifecycleError | None] | NotFound:
+        """The XML, if it is needed, and what we remember, if it is not in there; an error when the VM has vanished."""
         try:
-            root = guest.xml() if self.gather & _IN_XML else None
-            domain = read_domain(root) if root is not None else None
+            text = guest.text() if self.gather & _IN_XML else None
+            persistent = guest.uuid in self.flagged["persistent"]
+            if text is not None and not (persistent and guest.uuid in self.flagged["active"]):
+                return text, None
             try:
-                if root is None or (active and persistent):
-                    instance = guest.recall(persistent=persistent)
-                else:
-                    instance = memory.find(root)
+                return text, guest.recall(persistent=persistent)
             except (Invalid, Unsupported) as exc:
-                problems.append(str(exc))
-        except NotFound:
-            return None
-        seen = self.bulk.observe(guest, state, self.flagged, instance)
-        return Sight(guest, seen, active, domain, problems)
+                return text, exc
+        except NotFound as exc:
+            return exc
+
+    def _understand(
+        self, guest: Guest, state: tuple[int, int], text: str | None, instance: Instance | LifecycleError | None
+    ) -> Sight:
+        root = None if text is None else ET.fromstring(text)
+        if root is not None and instance is None:
+            try:
+                instance = memory.find(root)
+            except (Invalid, Unsupported) as exc:
+                instance = exc
+        known = instance if isinstance(instance, Instance) else Instance()
+        return Sight(
+            guest,
+            self.bulk.observe(guest, state, self.flagged, known),
+            active=guest.uuid in self.flagged["active"],
+            domain=None if root is None else read_domain(root),
+            problems=[str(instance)] if isinstance(instance, LifecycleError) else [],
+        )
 
     def _measure(self, sights: t.Sequence[Sight]) -> None:
         groups = {"cpu_total", "vcpu", "interface", "block"} if "statistics" in self.gather else set()

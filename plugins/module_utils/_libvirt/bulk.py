@@ -75,15 +75,19 @@ class Bulk:
         states = self.states(guests)
         flagged = self.flagged("managedsave", "persistent")
 
-        def one(guest: Guest) -> Observation | LifecycleError:
+        def recall(guest: Guest) -> Instance | LifecycleError:
             try:
-                persistent = guest.uuid in flagged["persistent"]
-                return self.observe(guest, states.get(guest.uuid), flagged, guest.recall(persistent=persistent))
+                return guest.recall(persistent=guest.uuid in flagged["persistent"])
             except LifecycleError as exc:
                 exc.details.setdefault("name", guest.name)
                 return exc
 
-        return dict(zip((guest.uuid for guest in guests), spread(one, guests)))
+        return {
+            guest.uuid: self.observe(guest, states.get(guest.uuid), flagged, instance)
+            if isinstance(instance, Instance)
+            else instance
+            for guest, instance in zip(guests, spread(recall, guests))
+        }
 
     @staticmethod
     def observe(

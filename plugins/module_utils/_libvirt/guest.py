@@ -77,15 +77,19 @@ class Guest:
             # A new handle: the one we have keeps the number from when it was looked up.
             return int(self.host.connection.lookupByUUIDString(self.uuid).ID())
 
-    def xml(self, *, inactive: bool = False, secure: bool = False) -> ET.Element:
-        """The domain's XML as a tree.
+    def text(self, *, inactive: bool = False, secure: bool = False) -> str:
+        """The domain's XML.
 
         :param inactive: As it will be at the next boot, not as it is now.
         :param secure: With passwords.
         """
         flags = (libvirt.VIR_DOMAIN_XML_INACTIVE if inactive else 0) | (libvirt.VIR_DOMAIN_XML_SECURE if secure else 0)
         with doing(f"read the definition of VM {self.name}"):
-            return ET.fromstring(self.domain.XMLDesc(flags))
+            return str(self.domain.XMLDesc(flags))
+
+    def xml(self, *, inactive: bool = False, secure: bool = False) -> ET.Element:
+        """The same as a tree."""
+        return ET.fromstring(self.text(inactive=inactive, secure=secure))
 
     def agent_connected(self) -> bool | None:
         """Whether the guest agent has its channel open; ``None`` when the VM has no such channel.
@@ -96,6 +100,18 @@ class Guest:
             if target.get("name") == AGENT_CHANNEL:
                 return target.get("state") == "connected"
         return None
+
+    def agent_answers(self) -> bool:
+        """Whether the guest agent answers, within libvirt's five seconds: one that hangs has its channel open, too."""
+        try:
+            self.domain.getTime()
+        except libvirt.libvirtError as exc:
+            return exc.get_error_code() not in (
+                libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
+                libvirt.VIR_ERR_AGENT_UNSYNCED,
+                libvirt.VIR_ERR_OPERATION_INVALID,
+            )
+        return True
 
     # ---- power
 
@@ -143,6 +159,11 @@ class Guest:
         """Write memory to the managed save image and end QEMU; whether the guest ran or was paused is remembered."""
         with doing(f"save the memory of VM {self.name}"):
             self.domain.managedSave()
+
+    def saved(self) -> bool:
+        """Whether there is a managed save image."""
+        with doing(f"look at VM {self.name}"):
+            return bool(self.domain.hasManagedSaveImage())
 
     def discard_save(self) -> None:
         """Remove the managed save image: the memory in it is lost. None there is fine."""

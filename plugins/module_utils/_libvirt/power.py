@@ -10,7 +10,7 @@ import typing as t
 from dataclasses import dataclass
 
 from .._core.clock import Clock, wait_until
-from .._core.errors import LifecycleError, NotFound, TimedOut
+from .._core.errors import LifecycleError, NotFound, TimedOut, Unreachable
 from .._model.status import PAUSED, RUNNING, SHUTOFF, SHUTOFF_SHUTDOWN
 from .guest import Guest
 
@@ -59,7 +59,7 @@ class Power:
         return self._start(paused=True)
 
     def _start(self, *, paused: bool) -> Figures:
-        restored = self.guest.look().managed_save
+        restored = self.guest.saved()
         self.guest.start(paused=paused)
         if restored:
             # The running domain has the metadata of the time of the save; the definition has what came since.
@@ -147,6 +147,15 @@ class Power:
             doing=f"waiting for VM {self.guest.name} to {what}",
         )
 
+    def _ask_to_shut_down(self) -> None:
+        """One request. libvirt waits a minute for an agent that hangs, so see first that it answers."""
+        mode = self.patience.mode
+        if mode != "acpi" and not (self.guest.agent_connected() and self.guest.agent_answers()):
+            if mode == "agent":
+                raise Unreachable(f"The guest agent of VM {self.guest.name} does not answer.")
+            mode = "acpi"
+        self.guest.ask_to_shut_down(mode)
+
     def _go_down(self, *, ask: bool) -> Figures:
         began = self.clock.monotonic()
         asked_at = began - self.patience.retry_interval
@@ -165,7 +174,7 @@ class Power:
                 asked_at = self.clock.monotonic()
                 asked += 1
                 try:
-                    self.guest.ask_to_shut_down(self.patience.mode)
+                    self._ask_to_shut_down()
                 except LifecycleError as exc:  # no agent, or it went down this very moment: the plug is there
                     refused.append(str(exc))
             return None
