@@ -132,7 +132,7 @@ host:
           type: int
           returned: always
         defined:
-          description: How many CPUs all VMs have, on or off.
+          description: How many CPUs all VMs have, on or off; V(null) when unknown, and so the next.
           type: int
           returned: always
         running:
@@ -157,7 +157,7 @@ host:
           type: int
           returned: always
         defined:
-          description: What all VMs may take, on or off.
+          description: What all VMs may take, on or off; V(null) when unknown, and so the next.
           type: int
           returned: always
         running:
@@ -191,7 +191,7 @@ host:
           type: int
           returned: always
         disks:
-          description: How many disks of VMs lie below it.
+          description: How many disks of VMs lie below it; V(null) when unknown.
           type: int
           returned: always
         promised:

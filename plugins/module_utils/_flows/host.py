@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .._core.errors import Invalid
+from .._core.errors import Invalid, LifecycleError
 from .._libvirt import Guest
 from .._libvirt.bulk import Bulk
 from .._libvirt.inventory import Inventory
@@ -19,6 +19,8 @@ from .._task import Context
 from .info import Inquiry
 
 Result = dict[str, t.Any]
+
+_UNKNOWN: Result = {"defined": None, "running": None}
 
 
 def tell_host(context: Context, directories: t.Sequence[str]) -> Result:
@@ -34,9 +36,13 @@ def tell_host(context: Context, directories: t.Sequence[str]) -> Result:
     inventory = Inventory(host)
     guests = host.guests()
     raws = Bulk(host).statistics(guests, "vcpu", "block")
-    taken = capacity.taken(raws.values())
+    known = bool(raws) or not guests
+    taken = capacity.taken(raws.values()) if known else dict.fromkeys(("memory", "vcpus"), _UNKNOWN)
     can = inventory.capabilities()
-    pools = inventory.pools()
+    problems = _problems(guests, raws)
+    # A host may do without virtstoraged or virtnetworkd.
+    pools = _or_nothing(inventory.pools, problems)
+    networks = _or_nothing(inventory.networks, problems)
     return {
         "name": host.name,
         "uuid": can.uuid,
@@ -55,14 +61,28 @@ def tell_host(context: Context, directories: t.Sequence[str]) -> Result:
         },
         "memory": {**inventory.memory(), **taken["memory"]},
         "storage": [
-            {**_room(inventory, directory, pools), **capacity.promised(raws.values(), directory)}
+            {
+                **_room(inventory, directory, pools),
+                **(capacity.promised(raws.values(), directory) if known else {"disks": None, "promised": None}),
+            }
             for directory in directories
         ],
         "pools": [dict(vars(pool)) for pool in pools],
-        "networks": [dict(vars(network)) for network in inventory.networks()],
+        "networks": [dict(vars(network)) for network in networks],
         "vms": capacity.by_status(Inquiry(context, {"status"}, 0).statuses(guests)),
-        "problems": _problems(guests, raws),
+        "problems": problems,
     }
+
+
+T = t.TypeVar("T")
+
+
+def _or_nothing(ask: t.Callable[[], list[T]], problems: list[str]) -> list[T]:
+    try:
+        return ask()
+    except LifecycleError as exc:
+        problems.append(str(exc))
+        return []
 
 
 def _problems(guests: t.Sequence[Guest], raws: t.Mapping[str, capacity.Raw]) -> list[str]:

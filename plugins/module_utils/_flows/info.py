@@ -175,15 +175,25 @@ class Inquiry:
         if not groups:
             return
         found = self.bulk.statistics([sight.guest for sight in sights], *sorted(groups), backing="disks" in self.gather)
+        who = "QEMU" if found else "libvirt"
         for sight in sights:
             sight.statistics = found.get(sight.guest.uuid, {"state.state": sight.seen.state})
-            if sight.hangs:
-                sight.problems.append("QEMU did not answer: there are no statistics, and sizes may be missing.")
+            if sight.hangs or not found:
+                sight.problems.append(f"{who} did not answer: there are no statistics, and sizes may be missing.")
 
     def _look_closer(self, sights: t.Sequence[Sight]) -> None:
         if "interfaces" in self.gather and any(sight.active for sight in sights):
-            self.leases = self.bulk.leases()
             self.table = self.bulk.neighbours()
+            try:
+                self.leases = self.bulk.leases()
+            except LifecycleError as exc:  # a host of bridges alone may not run virtnetworkd
+                for sight in sights:
+                    if (
+                        sight.active
+                        and sight.domain
+                        and any(card.kind == "network" for card in sight.domain.interfaces)
+                    ):
+                        sight.problems.append(str(exc))
         counted = self.flagged["has_snapshot"] | self.flagged["has_checkpoint"]
         chosen = [
             sight for sight in sights if sight.active or sight.guest.uuid in counted or _has_disks(sight, self.gather)
