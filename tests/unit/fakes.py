@@ -125,6 +125,9 @@ class FakeGuest(Guest):
         ended = self.agent_ends and any(at >= self.booted_at + self.deaf_for for at in self.asked)
         return self.condition == "running" and not ended and self.clock.seconds >= self.booted_at + self.agent_after
 
+    def agent_answers(self) -> bool:
+        return bool(self.agent_connected())
+
     def recall(self, *, persistent: bool = True) -> Instance:
         return self.memory
 

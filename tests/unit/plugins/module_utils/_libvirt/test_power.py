@@ -60,11 +60,18 @@ def test_without_time_it_is_asked_once_and_forced_at_once(clock: JumpingClock) -
     assert figures == {"shutdown": "forced", "shutdown_seconds": 0, "shutdown_requests": 1}
 
 
-def test_that_it_could_not_be_asked_is_told_when_it_had_to_be_forced(clock: JumpingClock) -> None:
-    refuses = {"ask_to_shut_down": "Failed to ask: QEMU guest agent is not connected."}
-    guest = FakeGuest("running", clock, refuses=refuses)
+def test_an_agent_that_does_not_answer_is_not_asked_to_shut_down(clock: JumpingClock) -> None:
+    guest = FakeGuest("running", clock, agent_after=None, goes_down_after=None)
     figures = power(guest, Patience("agent", timeout=25)).operate("shut_down")
-    assert figures["shutdown_refusals"] == ["Failed to ask: QEMU guest agent is not connected."]
+    assert figures["shutdown_refusals"] == ["The guest agent of VM web1 does not answer."]
+    assert guest.asked == []
+
+
+def test_that_it_could_not_be_asked_is_told_when_it_had_to_be_forced(clock: JumpingClock) -> None:
+    refuses = {"ask_to_shut_down": "Failed to ask: internal error."}
+    guest = FakeGuest("running", clock, refuses=refuses)
+    figures = power(guest, Patience("acpi", timeout=25)).operate("shut_down")
+    assert figures["shutdown_refusals"] == ["Failed to ask: internal error."]
     assert (figures["shutdown"], figures["shutdown_requests"]) == ("forced", 3)
 
 
