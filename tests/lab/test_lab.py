@@ -262,10 +262,22 @@ def test_kinds_of_guests(lab: Lab) -> None:
         f"<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{SHARED}/seed.img'/>"
         "<target dev='vdz' bus='virtio'/></disk>"
     )
+    # joliet and rock ridge, as the tools that make such CDs do
+    script = (
+        "import io, pycdlib, sys; iso = pycdlib.PyCdlib(); iso.new(vol_ident='cidata', joliet=3, rock_ridge='1.09');"
+        'data = b\'{"instance-id": "i-5678", "local-hostname": "disc"}\';'
+        "iso.add_fp(io.BytesIO(data), len(data), '/METADATA.;1', rr_name='meta-data', joliet_path='/meta-data');"
+        "iso.write(sys.argv[1])"
+    )
+    lab.run_in("kvm1", VENV + "/bin/python", "-c", script, SHARED + "/seed.iso")
+    disc = (
+        f"<disk type='file' device='cdrom'><driver name='qemu' type='raw'/><source file='{SHARED}/seed.iso'/>"
+        "<target dev='sdz' bus='sata'/><readonly/></disk>"
+    )
     makers: dict[str, tuple[str, dict[str, Any]]] = {
         "uefi": ("guest.qcow2", {"uefi": True, "network": "default"}),
         "scsi": ("guest.qcow2", {"bus": "scsi", "devices": seed}),
-        "sata": ("guest-generic.qcow2", {"bus": "sata"}),
+        "sata": ("guest-generic.qcow2", {"bus": "sata", "devices": disc}),
         "rescue": ("rescue.qcow2", {"bus": "ide"}),
     }
     guests = {}
@@ -280,6 +292,7 @@ def test_kinds_of_guests(lab: Lab) -> None:
             item.wait_counter(1)
     assert "CLOUD-INIT instance-id=i-1234 hostname=cloudy" in guests["scsi"].console()
     assert guests["scsi"].execute("hostname; cat /data/instance-id")[1].split() == ["cloudy", "i-1234"]
+    assert "CLOUD-INIT instance-id=i-5678 hostname=disc" in guests["sata"].console()
     assert guests["uefi"].execute("test -d /sys/firmware/efi")[0] == 0
     assert guests["scsi"].execute("test -d /sys/firmware/efi")[0] == 1
     assert "GUEST-UP rescue" in guests["rescue"].console()
@@ -435,6 +448,11 @@ def test_two_labs(lab: Lab) -> None:
     lab_command(OTHER, "up", "--hosts", "2")
     assert other.hosts() == ["kvm1", "kvm2"]
     assert pings(other, "kvm1", "kvm2")
+    other.run_in("kvm2", "sh", "-c", f"echo kept | tee /root/mark {PRIVATE}/mark")
+    lab_command(OTHER, "down", "--keep")
+    assert other.leftovers() == []
+    lab_command(OTHER, "up")
+    assert other.run_in("kvm2", "cat", "/root/mark", PRIVATE + "/mark").stdout.split() == ["kept", "kept"]
     before = lab.need_init("kvm1").pid
     lab_command(OTHER, "down")
     assert traces(other) == []

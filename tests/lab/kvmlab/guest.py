@@ -16,6 +16,7 @@ from .lab import IMAGES, SHARED, Lab
 from .util import LabError
 
 MEMORY_MIB = 96
+MEMORY_GENERIC_MIB = 128  # the generic kernel is bigger
 MEMORY_UEFI_MIB = 192  # the firmware needs more than the guest
 
 _XML = """\
@@ -96,6 +97,7 @@ class Guest:
         self.name = name
         self.disk = f"{directory}/{name}.qcow2"
         self.console_file = f"{directory}/{name}.console.log"
+        self.memory = 0  # the default
 
     def virsh(self, *words: str, check: bool = True, timeout: float = 120) -> str:
         """What virsh says on the guest's host."""
@@ -105,9 +107,11 @@ class Guest:
         """A disk of its own, a full copy of an image of the lab; and an empty console."""
         self.lab.run_in(self.host, "cp", f"{IMAGES}/{image}", self.disk)
         self.lab.run_in(self.host, "rm", "-f", self.console_file)
+        self.memory = MEMORY_GENERIC_MIB if "generic" in image else 0
 
     def define(self, **options: Any) -> None:
         """Define it; see domain_xml() for the options."""
+        options.setdefault("memory", self.memory)
         xml = domain_xml(self.name, self.disk, self.console_file, **options)
         self.lab.run_in(self.host, "virsh", "--quiet", "define", "/dev/stdin", stdin=xml)
 
