@@ -150,7 +150,7 @@ class Power:
     def _ask_to_shut_down(self) -> None:
         """One request. libvirt waits a minute for an agent that hangs, so see first that it answers."""
         mode = self.patience.mode
-        if mode != "acpi" and not (self.guest.agent_connected() and self.guest.agent_answers()):
+        if mode != "acpi" and self.guest.agent_connected() and not self.guest.agent_answers():
             if mode == "agent":
                 raise Unreachable(f"The guest agent of VM {self.guest.name} does not answer.")
             mode = "acpi"
