@@ -62,7 +62,9 @@ def change(context: Context, vm: Subject) -> Plan:
         return Plan(before=before, after=before, figures={"differences": []})
     impossible = [each for each in differences if not each.operation]
     if impossible:
-        reasons = "; ".join(f"{each.option} ({each.before} → {each.after}): {each.why}" for each in impossible)
+        reasons = "; ".join(
+            f"{each.option} ({_words(each.before)} → {_words(each.after)}): {each.why}" for each in impossible
+        )
         raise Refused(f"VM {guest.name} cannot become what is asked. {reasons}.", differences=told)
     adjuster = Adjuster(guest, context.storage, context.clock)
     return Plan(
@@ -72,3 +74,10 @@ def change(context: Context, vm: Subject) -> Plan:
         action="metadata",
         figures={"differences": told},
     )
+
+
+def _words(value: object) -> str:
+    """*value* as a person writes it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_words(each)}" for key, each in value.items())
+    return "none" if value is None else str(value)

@@ -63,6 +63,12 @@ def test_a_flavor_that_we_remember_is_remembered_as_it_is_now(kvm: Hypervisor, t
     assert kvm.recall().flavor == Flavor(4, 512, 0, name="larger")
 
 
+def test_a_refusal_is_in_words(kvm: Hypervisor, task: Task) -> None:
+    kvm.define("web1")
+    told = task(vm.main, name="web1", flavor={**FLAVOR, "vcpus": 4})
+    assert "flavor (vcpus 2, memory 512 → vcpus 4, memory 512): the VM must be off" in told["msg"]
+
+
 def test_everything_that_cannot_be_is_told_at_once_and_nothing_is_done(kvm: Hypervisor, task: Task) -> None:
     kvm.define("web1")
     launch = Launch(SINCE, "root@kvm1", "/i/a.qcow2", "/s/_base/ab.qcow2", "qcow2", "ab", "/s")
