@@ -28,7 +28,6 @@ CACHE = BASE / "cache"
 RUN_NETNS = Path("/run/netns")
 
 MAX_HOSTS = 32
-GUESTS = (100, 249)  # last bytes of the guests' addresses
 SERVER = 253  # the hub: DHCP for the guests
 MACHINE = 254  # the machine itself
 
