@@ -155,7 +155,7 @@ def route(state: State, target: str, *, name: str, reboot: str = "soft", force: 
         demand(actions[""] if keeps else action, state, name=name)
     operations = table.get(doing)
     if operations is None:
-        raise refusal(action, state, name=name, hint=_hint(target, reboot))
+        raise refusal(action, state, name=name, hint=_hint(target, reboot, doing))
     return Route(
         action=action,
         operations=operations,
@@ -165,7 +165,7 @@ def route(state: State, target: str, *, name: str, reboot: str = "soft", force: 
     )
 
 
-def _hint(target: str, reboot: str) -> str:
-    if target == "rebooted" and reboot == "soft":
+def _hint(target: str, reboot: str, doing: str) -> str:
+    if target == "rebooted" and reboot == "soft" and doing != "suspended":  # whose memory a hard one would lose
         return "Say reboot: hard, or use state: running first."
     return "Use state: running first."

@@ -40,7 +40,7 @@ REFUSED = {
     ("going_down", "suspended"): "Use state: running first.",
     ("crashed", "suspended"): "Use state: running first.",
     ("paused", "soft"): "Say reboot: hard, or use state: running first.",
-    ("suspended", "soft"): "Say reboot: hard, or use state: running first.",
+    ("suspended", "soft"): "Use state: running first.",
     ("stopped", "soft"): "Say reboot: hard, or use state: running first.",
     ("asleep", "soft"): "Say reboot: hard, or use state: running first.",
     ("crashed", "soft"): "Say reboot: hard, or use state: running first.",
