@@ -67,7 +67,7 @@ def verdict(task: str, state: State) -> str:
     if task == "vm present":
         action = "launch" if state.vm_state == "building" else "metadata"
         return WORDS[judge(action, state.vm_state)]
-    target, _, kind = task.removeprefix("vm_power ").partition(", ")
+    target, _comma, kind = task.removeprefix("vm_power ").partition(", ")
     try:
         way = route(state, target, name="vm", reboot=kind or "soft")
     except LifecycleError:

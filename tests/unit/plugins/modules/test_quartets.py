@@ -81,7 +81,7 @@ def test_a_vm_comes_into_its_power_state(
 def test_a_reboot_is_done_each_time(kvm: Hypervisor, task: Task, reboot: str) -> None:
     kvm.define("web1")
     number = kvm.guest().id
-    for _ in range(2):
+    for _time in range(2):
         told = task(vm_power.main, name="web1", state="rebooted", reboot=reboot)["vms"][0]
         assert (told["changed"], told["status"]) == (True, "ACTIVE")
         assert told["figures"]["guest_answered"] is False

@@ -279,7 +279,7 @@ def test_processes_that_want_one_image_make_one_base(place: Path, source: Path) 
                     text=True,
                 )
             )
-            for _ in range(3)
+            for _thread in range(3)
         ]
         for process in processes:
             assert process.stdout is not None
