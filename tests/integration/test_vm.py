@@ -376,6 +376,8 @@ def test_a_removal_killed_at_any_step_is_finished_by_the_same_task(
     error = play(task("vm_power", name="a", state="running")).error()["result"]
     assert error["code"] == "busy"
     assert "delete since" in error["msg"]
+    error = play(task("vm", name="a")).error()["result"]
+    assert error["code"] == "busy"
     play.quartet("vm", name="a", state="absent", force=True)
     assert lab.domains("kvm1") == []
     assert lab.files("kvm1") == []

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from .._core.errors import Refused
+from .._core.errors import Busy, Refused
 from .._core.plan import Plan, Step
 from .._images import NoCloud
 from .._libvirt import Adjuster
 from .._model import launch, names
-from .._model.actions import demand, demand_idle
+from .._model.actions import demand
 from .._model.domain import read_domain
 from .._model.flavor import Flavor
 from .._task import Context, Subject
@@ -30,9 +30,13 @@ def change(context: Context, vm: Subject) -> Plan:
             hint="Remove it first, or give the new VM another name.",
         )
     check_words(context)
+    if state.running:  # what a removal that died has left is not present
+        raise Busy(
+            f"VM {guest.name} is busy: {state.running}.",
+            hint="Run that task again to finish it, or clear it with vm_status.",
+        )
     if state.marked:
         demand("metadata", state, name=guest.name)
-    demand_idle("metadata", state, name=guest.name)
     domain = read_domain(guest.xml(inactive=True))
     flavor = ask["flavor"]
     asked = launch.Asked(
