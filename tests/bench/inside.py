@@ -43,7 +43,12 @@ def connect() -> t.Any:
 
 
 def define(count: int) -> None:
-    """So many VMs without disks, and no others. Where there are many, half of them have metadata of ours."""
+    """So many VMs without disks, and no others.
+
+    A hundred are there to be started. They have no network card: its firmware would look for a boot server, and twenty
+    emulated guests that do so leave no CPU for what is measured. A thousand are there to be looked at, half of them with
+    metadata of ours.
+    """
     connection = connect()
     for domain in connection.listAllDomains():
         if domain.isActive():
@@ -51,15 +56,16 @@ def define(count: int) -> None:
         domain.undefine()
     lock = "<k:lock since='2026-01-01T00:00:00Z'>audit</k:lock>"
     instance = f"<k:instance xmlns:k='{METADATA}' schema='1'>{lock}</k:instance>"
+    many = count > 100
     for number in range(count):
         connection.defineXML(
             f"""<domain type='qemu'>
             <name>vm{number:04}</name>
-            <metadata>{instance if count > 100 and number % 2 else ""}</metadata>
+            <metadata>{instance if many and number % 2 else ""}</metadata>
             <memory unit='MiB'>32</memory><vcpu>1</vcpu>
             <os><type arch='x86_64'>hvm</type></os><features><acpi/></features>
             <devices>
-              <interface type='user'><model type='virtio'/></interface>
+              {"<interface type='user'><model type='virtio'/></interface>" if many else ""}
               <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
               <serial type='pty'/><graphics type='vnc'/>
             </devices></domain>"""
