@@ -46,8 +46,8 @@ def define(count: int) -> None:
     """So many VMs without disks, and no others.
 
     A hundred are there to be started. They have no network card: its firmware would look for a boot server, and twenty
-    emulated guests that do so leave no CPU for what is measured. A thousand are there to be looked at, half of them with
-    metadata of ours.
+    emulated guests that do so leave no CPU for what is measured. A thousand are there to be looked at, half of them
+    with metadata of ours.
     """
     connection = connect()
     for domain in connection.listAllDomains():
