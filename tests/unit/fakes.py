@@ -58,7 +58,6 @@ class FakeGuest(Guest):
     :param deaf_for: Seconds after a boot in which requests are not heard.
     :param agent_after: Seconds from boot until its agent opens the channel; ``None`` without an agent.
     :param agent_ends: Whether its agent ends with the first request to shut down that is heard, whatever comes of it.
-    :param agent_hangs: Its agent opens the channel and answers nothing.
     :param saved_as: What the guest in the managed save image was doing.
     :param image: What the guest was doing that is in the managed save image; empty without one.
     :param persistent: Whether its definition outlives its QEMU process.
@@ -76,7 +75,6 @@ class FakeGuest(Guest):
         deaf_for: float = 0,
         agent_after: float | None = None,
         agent_ends: bool = False,
-        agent_hangs: bool = False,
         saved_as: str = "running",
         persistent: bool = True,
         refuses: t.Mapping[str, str] | None = None,
@@ -90,7 +88,6 @@ class FakeGuest(Guest):
         self.deaf_for = deaf_for
         self.agent_after = agent_after
         self.agent_ends = agent_ends
-        self.agent_hangs = agent_hangs
         self.persistent = persistent
         self.refuses = dict(refuses or {})
         self.memory = Instance()
@@ -127,9 +124,6 @@ class FakeGuest(Guest):
             return None
         ended = self.agent_ends and any(at >= self.booted_at + self.deaf_for for at in self.asked)
         return self.condition == "running" and not ended and self.clock.seconds >= self.booted_at + self.agent_after
-
-    def agent_answers(self) -> bool:
-        return bool(self.agent_connected()) and not self.agent_hangs
 
     def recall(self, *, persistent: bool = True) -> Instance:
         return self.memory

@@ -101,18 +101,6 @@ class Guest:
                 return target.get("state") == "connected"
         return None
 
-    def agent_answers(self) -> bool:
-        """Whether the guest agent answers, within libvirt's five seconds: one that hangs has its channel open, too."""
-        try:
-            self.domain.getTime()
-        except libvirt.libvirtError as exc:
-            return exc.get_error_code() not in (
-                libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
-                libvirt.VIR_ERR_AGENT_UNSYNCED,
-                libvirt.VIR_ERR_OPERATION_INVALID,
-            )
-        return True
-
     # ---- power
 
     def start(self, *, paused: bool = False) -> None:

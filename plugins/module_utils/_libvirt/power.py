@@ -10,7 +10,7 @@ import typing as t
 from dataclasses import dataclass
 
 from .._core.clock import Clock, wait_until
-from .._core.errors import LifecycleError, NotFound, TimedOut, Unreachable
+from .._core.errors import LifecycleError, NotFound, TimedOut
 from .._model.status import PAUSED, RUNNING, SHUTOFF, SHUTOFF_SHUTDOWN
 from .guest import Guest
 
@@ -147,15 +147,6 @@ class Power:
             doing=f"waiting for VM {self.guest.name} to {what}",
         )
 
-    def _ask_to_shut_down(self) -> None:
-        """One request. libvirt waits a minute for an agent that hangs, so see first that it answers."""
-        mode = self.patience.mode
-        if mode != "acpi" and self.guest.agent_connected() and not self.guest.agent_answers():
-            if mode == "agent":
-                raise Unreachable(f"The guest agent of VM {self.guest.name} does not answer.")
-            mode = "acpi"
-        self.guest.ask_to_shut_down(mode)
-
     def _go_down(self, *, ask: bool) -> Figures:
         began = self.clock.monotonic()
         asked_at = began - self.patience.retry_interval
@@ -174,7 +165,7 @@ class Power:
                 asked_at = self.clock.monotonic()
                 asked += 1
                 try:
-                    self._ask_to_shut_down()
+                    self.guest.ask_to_shut_down(self.patience.mode)
                 except LifecycleError as exc:  # no agent, or it went down this very moment: the plug is there
                     refused.append(str(exc))
             return None

@@ -60,15 +60,6 @@ def test_without_time_it_is_asked_once_and_forced_at_once(clock: JumpingClock) -
     assert figures == {"shutdown": "forced", "shutdown_seconds": 0, "shutdown_requests": 1}
 
 
-@pytest.mark.parametrize(("mode", "asks"), [("auto", 3), ("agent", 0)])
-def test_an_agent_that_hangs_is_not_asked_to_shut_down(clock: JumpingClock, mode: str, asks: int) -> None:
-    guest = FakeGuest("running", clock, agent_after=0, agent_hangs=True, goes_down_after=None)
-    figures = power(guest, Patience(mode, timeout=25)).operate("shut_down")
-    assert figures["shutdown"] == "forced"
-    assert len(guest.asked) == asks
-    assert figures.get("shutdown_refusals", []) == ([] if asks else ["The guest agent of VM web1 does not answer."])
-
-
 def test_that_it_could_not_be_asked_is_told_when_it_had_to_be_forced(clock: JumpingClock) -> None:
     refuses = {"ask_to_shut_down": "Failed to ask: internal error."}
     guest = FakeGuest("running", clock, refuses=refuses)
