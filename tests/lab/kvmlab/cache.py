@@ -30,7 +30,7 @@ mkdir -p "$2"
 mount --bind "$1/venv" "$2"
 /usr/bin/python3 -m venv --system-site-packages "$2"
 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 "$2/bin/python" -m pip install -q -r "$3" >&2
-"$2/bin/python" -c 'import libvirt, oslo_utils.imageutils.format_inspector' >&2
+"$2/bin/python" -c 'import libvirt, nbd, openstack, oslo_utils.imageutils.format_inspector' >&2
 """
 
 
