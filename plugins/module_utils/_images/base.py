@@ -11,6 +11,7 @@ that are reused, so that memory does not grow with the image.
 from __future__ import annotations
 
 import contextlib
+import re
 import typing as t
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ from .._core.errors import Ambiguous, NotFound
 Block = t.Union[bytes, bytearray, memoryview]
 
 ACTIVE = "active"
+
+_IDENTIFIER = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Content(t.Protocol):
@@ -137,6 +140,11 @@ class Store(t.Protocol):
 
     def close(self) -> None:
         """Let go of what was held for the work."""
+
+
+def is_identifier(text: str) -> bool:
+    """Whether *text* has the form of an image's identifier: a UUID in lower case."""
+    return _IDENTIFIER.fullmatch(text) is not None
 
 
 def resolve(store: Store, named: str) -> Image:
