@@ -1,7 +1,7 @@
 # Copyright (c) 2026 kvmops contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What all labs of a repository share: the guest images and the hosts' Python, built once."""
+"""What all labs of a repository share: the guest images, the hosts' Python, and Glance; each built once."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .util import LabError, run
 GUEST = HERE / "guest"
 GUEST_PACKAGES = ["busybox-static", "qemu-guest-agent", "syslinux", "syslinux-common", "systemd-boot-efi"]
 REQUIREMENTS = HERE / "requirements-host.txt"
+REQUIREMENTS_GLANCE = HERE / "requirements-glance.txt"
 KEEP = 2  # the newest of each kind; older ones are removed when a new one is built and no lab uses them
 
 # The virtualenv has to be built at the path where it is used. Over /opt there is an overlay in a mount namespace of
@@ -31,6 +32,17 @@ mount --bind "$1/venv" "$2"
 /usr/bin/python3 -m venv --system-site-packages "$2"
 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 "$2/bin/python" -m pip install -q -r "$3" >&2
 "$2/bin/python" -c 'import libvirt, nbd, openstack, oslo_utils.imageutils.format_inspector' >&2
+"""
+
+
+# Relocatable, as its programs are only started as modules. The template is made by the servers' own programs.
+BUILD_GLANCE = """
+set -eu
+/usr/bin/python3 -m venv "$1/venv"
+PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 \\
+  "$1/venv/bin/python" -m pip install -q --no-deps -r "$2" >&2
+mkdir -m 700 "$1/template"
+PYTHONPATH=$3 PYTHONDONTWRITEBYTECODE=1 "$1/venv/bin/python" -m kvmlab.glance_template "$1/template" >&2
 """
 
 
@@ -72,6 +84,11 @@ def _venv_key() -> str:
     )
 
 
+def _glance_key() -> str:
+    parts = [path.read_text("utf-8") for path in (REQUIREMENTS_GLANCE, HERE / "kvmlab/glance_template.py")]
+    return _digest([*parts, BUILD_GLANCE, os.path.realpath("/usr/bin/python3"), os.uname().machine])
+
+
 def _in_cell(*argv: str) -> None:
     """Run a builder so that nothing of it outlives us, however we end."""
     run("unshare", "--mount", "--mount-proc", "--pid", "--fork", "--kill-child", *argv)
@@ -104,6 +121,9 @@ def _build(kind: str, key: str, what: str, in_use: Iterable[str]) -> Path:
         if kind == "images":
             _in_cell("bash", str(GUEST / "build.sh"), str(temporary))
             os.rename(temporary, final)
+        elif kind == "glance":
+            _in_cell("sh", "-c", BUILD_GLANCE, "sh", str(temporary), str(REQUIREMENTS_GLANCE), str(HERE))
+            os.rename(temporary, final)
         else:
             (temporary / "venv").mkdir()
             _in_cell("sh", "-c", BUILD_VENV, "sh", str(temporary), VENV, str(REQUIREMENTS))
@@ -121,3 +141,8 @@ def images(in_use: Iterable[str]) -> Path:
 def venv(in_use: Iterable[str]) -> Path:
     """The hosts' virtualenv. Only good when mounted at VENV."""
     return _build("venv", _venv_key(), "the hosts' virtualenv", in_use)
+
+
+def glance(in_use: Iterable[str]) -> Path:
+    """The directory with the virtualenv of Keystone and Glance, and what they start with."""
+    return _build("glance", _glance_key(), "Keystone and Glance", in_use)

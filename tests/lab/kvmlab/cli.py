@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from . import faults, hosts
+from . import faults, glance, hosts
+from .glance_template import ACCOUNTS, GLANCE_URL, KEYSTONE_URL
 from .lab import BASE, IMAGES, PRIVATE, SHARED, VENV, Lab, labs_under
 from .util import LabError, say
 
@@ -80,6 +81,12 @@ def inventory(lab: Lab) -> dict[str, Any]:
         "lab_bridge": "br0",
         "lab_network": "default",
     }
+    if glance.running(lab):
+        variables["lab_clouds"] = glance.CLOUDS
+        variables["lab_controller_clouds"] = str(glance.directory(lab) / "clouds.yaml")
+        variables["lab_glance_url"] = GLANCE_URL
+        variables["lab_keystone_url"] = KEYSTONE_URL
+        variables["lab_ca_cert"] = glance.CA_CERT
     return {"all": {"children": {"kvm_hosts": {"hosts": members, "vars": variables}}}}
 
 
@@ -99,6 +106,10 @@ def _yaml(data: dict[str, Any], indent: int = 0) -> str:
 def command_up(args: argparse.Namespace) -> int:
     lab = Lab(args.name, args.dir)
     booted = hosts.up(lab, args.hosts, args.install, args.private_size, args.shared_size)
+    if args.glance and glance.up(lab):
+        say(f"Glance of lab {lab.name} is up: cloud {', '.join(ACCOUNTS)} in {glance.CLOUDS}")
+    elif glance.made(lab):
+        glance.tell(lab)
     if booted:
         say("lab {} is up: {}".format(lab.name, " ".join(lab.hosts())))
     else:
@@ -161,7 +172,7 @@ def command_status(args: argparse.Namespace) -> int:
     if not lab.exists():
         print("{}" if args.json else f"lab {lab.name} is not there ({lab.dir})")
         return 3
-    data = faults.report(lab)
+    data = {**faults.report(lab), "glance": glance.report(lab)}
     if args.json:
         print(json.dumps(data, indent=2))
     else:
@@ -174,7 +185,11 @@ def command_status(args: argparse.Namespace) -> int:
                 words.append("libvirtd " + ("runs" if host["libvirtd"] else "is down"))
                 words.append(f"{host['guests']} guests")
             print("  " + "  ".join(words))
-    good = data["hub"] == "on" and all(host["state"] == "on" for host in data["hosts"])
+        if data["glance"]:
+            print("  " + "  ".join(["cloud", *(f"{key} {value}" for key, value in data["glance"].items() if value)]))
+    states = [data["hub"], *(host["state"] for host in data["hosts"])]
+    states += [data["glance"][server] for server in glance.SERVERS if data["glance"]]
+    good = set(states) == {"on"}
     return 0 if good else 3
 
 
@@ -205,6 +220,10 @@ def command_fault(args: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise LabError("the lab needs root")
     lab = Lab(args.name, args.dir)
+    if (args.host == glance.NAME) not in args.targets:
+        raise LabError(f"{args.fault} is no fault of {args.host}")
+    if args.host == glance.NAME:
+        return _fault_of_glance(lab, args)
     lab.check_host(args.host)
     with lab.locked():
         if args.fault == "slow":
@@ -215,6 +234,21 @@ def command_fault(args: argparse.Namespace) -> int:
             faults.empty_disk(lab, args.host, args.storage)
         else:
             getattr(faults, args.fault.replace("-", "_"))(lab, args.host)
+    return 0
+
+
+def _fault_of_glance(lab: Lab, args: argparse.Namespace) -> int:
+    with lab.locked():
+        if args.fault in glance.KINDS:
+            glance.spoil(lab, args.fault, args.on, args.status, args.after, args.times, args.seconds)
+        elif args.fault in ("kill", "stop-keystone"):
+            glance.stop(lab, "glance" if args.fault == "kill" else "keystone")
+        elif args.fault == "fill":
+            glance.fill(lab, args.leave)
+        elif args.fault == "start":
+            glance.start_again(lab)
+        else:
+            glance.heal(lab)
     return 0
 
 
@@ -233,6 +267,7 @@ def parser() -> argparse.ArgumentParser:
     sub = add("up", command_up, "make a lab and boot its hosts; what runs already is left alone")
     sub.add_argument("--hosts", type=int, metavar="N", help="at least so many hosts (default: those it has, or 2)")
     sub.add_argument("--install", action="store_true", help="install missing Debian packages with apt-get")
+    sub.add_argument("--glance", action="store_true", help="with Glance and Keystone (without it: as they are)")
     sub.add_argument("--private-size", default=hosts.PRIVATE_SIZE, help="of each host's own storage (%(default)s)")
     sub.add_argument("--shared-size", default=hosts.SHARED_SIZE, help="of the shared storage (%(default)s)")
 
@@ -246,12 +281,14 @@ def parser() -> argparse.ArgumentParser:
     sub = add("status", command_status, "tell what runs (exit code 3: not everything does)")
     sub.add_argument("--json", action="store_true", help="as JSON")
 
-    sub = add("fault", command_fault, "do something to a host, or mend it")
-    sub.add_argument("host")
+    sub = add("fault", command_fault, "do something to a host or to Glance, or mend it")
+    sub.add_argument("host", help=f"or {glance.NAME}")
     kinds = sub.add_subparsers(dest="fault", required=True, metavar="FAULT")
 
-    def fault(name: str, text: str) -> argparse.ArgumentParser:
-        return kinds.add_parser(name, help=text, description=text)
+    def fault(name: str, text: str, targets: Sequence[bool] = (False,)) -> argparse.ArgumentParser:
+        kind = kinds.add_parser(name, help=text, description=text)
+        kind.set_defaults(targets=targets)  # is it for Glance?
+        return kind
 
     fault("cut", "pull the network cable")
     fault("mend", "plug it in again")
@@ -271,7 +308,26 @@ def parser() -> argparse.ArgumentParser:
         kind.add_argument("--storage", choices=["private", "shared"], default="private", help="(%(default)s)")
         if name == "fill-disk":
             kind.add_argument("--leave", type=size, default=0, metavar="BYTES", help="but so much, like 10M")
-    fault("heal", "mend whatever is the matter")
+    for name, (text, on) in glance.KINDS.items():
+        kind = fault(name, "Glance: " + text, [True])
+        kind.set_defaults(status=401, seconds=0.0, on=on[0])
+        if len(on) > 1:
+            kind.add_argument("--on", choices=on, help="requests (%(default)s)")
+        kind.add_argument("--after", type=size, default=0, metavar="BYTES", help="when so much of the body has passed")
+        times = 1 if name == "expire" else 0
+        kind.add_argument(
+            "--times", type=int, default=times, metavar="N", help="then no more; 0: until healed (%(default)s)"
+        )
+        if name == "fail":
+            kind.add_argument("--status", type=int, choices=[500, 503], default=503, help="(%(default)s)")
+        if name == "stall":
+            kind.add_argument("--seconds", type=float, default=60, help="how long (%(default)s)")
+    fault("kill", "Glance: SIGKILL", [True])
+    fault("stop-keystone", "Glance: SIGKILL to Keystone", [True])
+    fault("start", "Glance: start it and Keystone where they do not run", [True])
+    kind = fault("fill", "Glance: no room for images is left", [True])
+    kind.add_argument("--leave", type=size, default=0, metavar="BYTES", help="but so much, like 10M")
+    fault("heal", "mend whatever is the matter", [False, True])
 
     add("env", command_env, 'print shell settings: eval "$(lab env)"')
 

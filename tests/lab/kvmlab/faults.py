@@ -266,6 +266,11 @@ def fill_disk(lab: Lab, host: str, which: str = "private", leave: int = 0) -> No
     (directory / FILLER).unlink(missing_ok=True)
     if which == "shared":  # FUSE has no fallocate for us: go below it
         directory = directory.parent / "raw"
+    take_room(directory, leave)
+
+
+def take_room(directory: Path, leave: int) -> None:
+    """Fill the file system of a directory, but for some bytes."""
     path = directory / FILLER
     room = os.statvfs(directory)
     size = room.f_bavail * room.f_frsize - leave

@@ -15,7 +15,22 @@ from pathlib import Path
 from typing import Callable
 
 from . import cache, util
-from .lab import BASE, HERE, MACHINE, MAX_HOSTS, READY, RUN_NETNS, SERVER, Lab, Settings, labs_under, names, number
+from .lab import (
+    BASE,
+    CLOUD,
+    CLOUD_NAME,
+    HERE,
+    MACHINE,
+    MAX_HOSTS,
+    READY,
+    RUN_NETNS,
+    SERVER,
+    Lab,
+    Settings,
+    labs_under,
+    names,
+    number,
+)
 from .util import LabError, run, say, write
 
 PRIVATE_SIZE = "6G"
@@ -210,8 +225,9 @@ def make_host(lab: Lab, host: str) -> None:
     write(home / ".ssh/authorized_keys", (source / "id_ed25519.pub").read_text("utf-8"), 0o600)
     (home / ".ssh").chmod(0o700)
 
-    lines = ["127.0.0.1 localhost", "::1 localhost", f"{lab.settings().subnet}.{MACHINE} controller"]
-    lines += [f"{lab.settings().subnet}.{number(name)} {name}" for name in names(MAX_HOSTS)]
+    subnet = lab.settings().subnet
+    lines = ["127.0.0.1 localhost", "::1 localhost", f"{subnet}.{MACHINE} controller", f"{subnet}.{CLOUD} {CLOUD_NAME}"]
+    lines += [f"{subnet}.{number(name)} {name}" for name in names(MAX_HOSTS)]
     write(upper / "etc/hosts", "\n".join(lines) + "\n")
     write(upper / "etc/hostname", host + "\n")
     write(upper / "etc/machine-id", uuid.UUID(host_uuid).hex + "\n")
@@ -432,7 +448,7 @@ def _up(lab: Lab, count: int | None, private_size: str, shared_size: str) -> lis
         if lab.leftovers():
             say("an earlier run left something: cleaning up")
             lab.sweep()
-        in_use = _cached()
+        in_use = cached()
         settings.images, settings.venv = str(cache.images(in_use)), str(cache.venv(in_use))
         with util.machine_lock("kvmops-lab"):  # two labs must not choose the same subnet at the same time
             settings.subnet = settings.subnet or lab.choose_subnet()
@@ -449,12 +465,13 @@ def _up(lab: Lab, count: int | None, private_size: str, shared_size: str) -> lis
     return off
 
 
-def _cached() -> list[str]:
+def cached() -> list[str]:
     """What the labs of this repository use of the cache."""
     used = []
     for lab in labs_under(BASE):
         with contextlib.suppress(LabError):
-            used += [lab.settings().images, lab.settings().venv]
+            settings = lab.settings()
+            used += [settings.images, settings.venv, settings.glance]
     return used
 
 

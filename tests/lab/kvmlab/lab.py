@@ -28,6 +28,8 @@ CACHE = BASE / "cache"
 RUN_NETNS = Path("/run/netns")
 
 MAX_HOSTS = 32
+CLOUD = 252  # Glance and Keystone, in the hub
+CLOUD_NAME = "cloud"
 SERVER = 253  # the hub: DHCP for the guests
 MACHINE = 254  # the machine itself
 
@@ -47,6 +49,7 @@ class Settings:
     shared_size: str
     images: str = ""  # directories in the cache
     venv: str = ""
+    glance: str = ""
 
 
 class Lab:
