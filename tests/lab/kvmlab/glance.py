@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import signal
 import ssl
 import subprocess
 import uuid
@@ -143,15 +142,9 @@ def tell(lab: Lab) -> None:
 # ---- the servers
 
 
-def processes(lab: Lab, server: str) -> list[util.Process]:
-    """All processes of one of the servers."""
-    ours = {"KVMOPS_LAB_ID": lab.id, "KVMOPS_LAB_ROLE": server}
-    return [item for item in util.processes() if item.alive and ours.items() <= item.environment().items()]
-
-
 def running(lab: Lab) -> bool:
     """Whether both run, in whatever condition."""
-    return made(lab) and all(processes(lab, server) for server in SERVERS)
+    return made(lab) and all(lab.belongings({server}) for server in SERVERS)
 
 
 def answers(lab: Lab, server: str) -> bool:
@@ -166,19 +159,6 @@ def answers(lab: Lab, server: str) -> bool:
 
 def _trust(lab: Lab) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(lab.pki / "cacert.pem"))
-
-
-def kill(lab: Lab, server: str) -> None:
-    """SIGKILL to all of it at once."""
-
-    def none_left() -> bool:
-        left = processes(lab, server)
-        for item in left:
-            util.kill(item.pid, signal.SIGKILL)
-        return not left
-
-    if not util.wait_for(none_left, 20):
-        raise LabError(f"{server} does not die")
 
 
 def _mount_store(lab: Lab) -> None:
@@ -215,8 +195,8 @@ def start(lab: Lab) -> dict[str, subprocess.Popen[bytes]]:
     lab.in_hub("ip", "addr", "replace", f"{address(lab)}/24", "dev", "sw0")
     started = {}
     for server in SERVERS:
-        if not (processes(lab, server) and answers(lab, server)):
-            kill(lab, server)
+        if not (lab.belongings({server}) and answers(lab, server)):
+            lab.kill_belongings({server})
             started[server] = _spawn(lab, server)
     return started
 
@@ -263,7 +243,7 @@ def report(lab: Lab) -> dict[str, str]:
         return {}
     found = {"address": address(lab), "fault": ""}
     for server in SERVERS:
-        found[server] = "off" if not processes(lab, server) else "on" if answers(lab, server) else "silent"
+        found[server] = "off" if not lab.belongings({server}) else "on" if answers(lab, server) else "silent"
     with contextlib.suppress(FileNotFoundError):
         fault = json.loads((directory(lab) / "fault.json").read_text("utf-8"))
         found["fault"] = f"{fault['kind']} on {fault['on']}"
@@ -290,9 +270,9 @@ def spoil(lab: Lab, kind: str, on: str, status: int, after: int, times: int, sec
 def stop(lab: Lab, server: str) -> None:
     """Kill a server that runs."""
     _need(lab)
-    if not processes(lab, server):
+    if not lab.belongings({server}):
         raise LabError(f"{server} does not run")
-    kill(lab, server)
+    lab.kill_belongings({server})
 
 
 def start_again(lab: Lab) -> None:

@@ -243,6 +243,9 @@ class Lab:
                 found[item.pid] = item
                 pid_ns.add(item.namespace("pid"))
         pid_ns -= {own_pid_ns, 0}
+        hub = self.init("hub") if roles is not None and "hub" not in roles else None
+        if hub:  # relays and Glance live in the hub: it does not die with them
+            pid_ns.discard(hub.namespace("pid"))
         for item in everything:
             if item.pid not in found and item.namespace("pid") in pid_ns:
                 found[item.pid] = item
