@@ -116,10 +116,10 @@ def changed(
 
 
 class Run(t.NamedTuple):
-    """Clusters of one kind that follow each other."""
+    """Clusters of one kind that follow each other. The unit is the cluster."""
 
     start: int
-    count: int
+    length: int
     kind: int
 
 
