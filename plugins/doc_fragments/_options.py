@@ -55,3 +55,63 @@ options:
     type: bool
     default: false
 """
+
+    # image_store()
+    IMAGE_STORE = r"""
+options:
+  image_store:
+    description:
+      - Where images are kept. Without this option it is the directory that is the default of O(image_store.path).
+      - To set it once for all tasks, use C(group/kvmops.lifecycle.all) in C(module_defaults).
+    type: dict
+    suboptions:
+      type:
+        description:
+          - V(directory) keeps images as files, with what is told of them beside them. It may be on shared storage.
+          - V(glance) keeps them in OpenStack's image service. It needs C(openstacksdk) on the machine on which the
+            module runs (package C(python3-openstacksdk)), and O(image_store.cloud) or O(image_store.auth).
+        type: str
+        choices: [directory, glance]
+        default: directory
+      path:
+        description:
+          - The directory on the machine on which the module runs. It is made when the first image is stored.
+        type: path
+        default: /var/lib/kvmops/images
+      cloud:
+        description:
+          - The name of a cloud in a C(clouds.yaml) on the machine on which the module runs.
+        type: str
+      clouds_file:
+        description:
+          - That C(clouds.yaml), when it is in none of the places where openstacksdk looks for it.
+        type: path
+      auth:
+        description:
+          - How to log in, as the authentication plugin wants it, for example C(auth_url), C(username), C(password),
+            C(project_name), C(user_domain_id) and C(project_domain_id).
+          - Every value in it is kept out of what the task tells, wherever it appears. A C(clouds.yaml) on the host
+            keeps the password out of the playbook as well.
+        type: dict
+      auth_type:
+        description:
+          - The authentication plugin, for example V(v3applicationcredential). The default is openstacksdk's.
+        type: str
+      region_name:
+        description:
+          - The region.
+        type: str
+      interface:
+        description:
+          - Which endpoint of the service is used.
+        type: str
+        choices: [public, internal, admin]
+      ca_cert:
+        description:
+          - A file with the certificates of authorities to trust, on the machine on which the module runs.
+        type: path
+      validate_certs:
+        description:
+          - Whether the service's certificate must be valid. It must when neither this nor the C(clouds.yaml) says so.
+        type: bool
+"""

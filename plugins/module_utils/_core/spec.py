@@ -30,3 +30,30 @@ def selection(*, required: bool = True) -> Spec:
 def override_lock() -> Spec:
     """To act on a locked VM all the same."""
     return {"override_lock": {"type": "bool", "default": False}}
+
+
+def image_store() -> Spec:
+    """Where images are kept: what :func:`.._images.open_store` takes."""
+    glance: Spec = {
+        "cloud": {"type": "str"},
+        "clouds_file": {"type": "path"},
+        "auth": {"type": "dict", "no_log": True},
+        "auth_type": {"type": "str"},
+        "region_name": {"type": "str"},
+        "interface": {"type": "str", "choices": ["public", "internal", "admin"]},
+        "ca_cert": {"type": "path"},
+        "validate_certs": {"type": "bool"},
+    }
+    return {
+        "image_store": {
+            "type": "dict",
+            "apply_defaults": True,
+            "options": {
+                "type": {"type": "str", "choices": ["directory", "glance"], "default": "directory"},
+                "path": {"type": "path", "default": "/var/lib/kvmops/images"},
+                **glance,
+            },
+            "required_if": [("type", "glance", ("cloud", "auth"), True)],
+            "mutually_exclusive": [("cloud", "auth")],
+        }
+    }
