@@ -6,17 +6,22 @@
 
 from __future__ import annotations
 
+import threading
 import typing as t
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from . import _images
 from ._core.clock import Clock
 from ._core.errors import NotFound
 from ._core.journal import Journal
+from ._images.base import Store
 from ._libvirt import Chains, Guest, Host, Storage
 from ._model import status
 from ._model.instance import Instance
 from ._model.status import Observation, State
+
+T = t.TypeVar("T")
 
 
 @dataclass
@@ -31,6 +36,20 @@ class Context:
     params: t.Mapping[str, t.Any]
     clock: Clock
     storage: Storage
+    _known: dict[str, t.Any] = field(default_factory=dict, repr=False)
+    _guard: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    def once(self, what: str, find: t.Callable[[], T]) -> T:
+        """What *find* returns, asked for once a task however many VMs it is about. Threads wait for the first."""
+        with self._guard:
+            if what not in self._known:
+                self._known[what] = find()
+            return t.cast("T", self._known[what])
+
+    @property
+    def store(self) -> Store:
+        """The image store that the task names."""
+        return self.once("store", lambda: _images.open_store(self.params["image_store"]))
 
     @cached_property
     def disk_owners(self) -> dict[str, list[str]]:
@@ -38,7 +57,9 @@ class Context:
         return Chains(self.host).owners()
 
     def close(self) -> None:
-        """Let go of the host."""
+        """Let go of the host and of the image store."""
+        if "store" in self._known:
+            self.store.close()
         self.storage.close()
         self.host.close()
 

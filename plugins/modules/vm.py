@@ -50,14 +50,18 @@ options:
     type: str
   image:
     description:
-      - Absolute path of an image file on the machine on which the module runs. Required to launch.
-      - It is copied once into the base cache below O(storage), and the root disks of all VMs launched from it are
-        overlays of that copy.
-      - It is refused if it is not what O(image_format) says, or refers to another file.
-    type: path
+      - What a launch starts from; required for that. An absolute path is an image file on the machine on which the
+        module runs; anything else is the name or the identifier of an image in O(image_store).
+      - It is copied once into the base cache below O(storage), verified on the way, and the root disks of all VMs
+        launched from it are overlays of that copy. A delta is composed with the images that it lies upon, without
+        copying them together.
+      - It is refused if it is not what O(image_format) or the store says, or refers to another file.
+      - A VM that is there is compared with what its launch was told, so a newer image of the same name makes no
+        difference.
+    type: str
   image_format:
     description:
-      - The format of O(image). It is declared, never guessed.
+      - The format of O(image) if that is a file. It is declared, never guessed. Stores know it of their images.
     type: str
     choices: [qcow2, raw]
     default: qcow2
@@ -111,9 +115,8 @@ options:
           - Its address. When not given, it follows from the VM's UUID and the position of the card, and so is stable.
         type: str
       model:
-        description: Its model.
+        description: Its model. What the image's property C(hw_vif_model) says when not given, else V(virtio).
         type: str
-        default: virtio
   cloud_init:
     description:
       - NoCloud data for the guest's first boot, on a read-only CD-ROM labelled C(cidata). The instance ID is the VM's
@@ -134,17 +137,18 @@ options:
         default: {}
   firmware:
     description:
-      - The firmware. V(bios) when not given at the launch.
+      - The firmware. When not given at the launch, what the image's property C(hw_firmware_type) says, else V(bios).
     type: str
     choices: [bios, uefi]
   secure_boot:
     description:
       - Whether UEFI checks signatures. For launches with O(firmware=uefi).
+      - When not given, what the image's property C(os_secure_boot) requires, else V(false).
     type: bool
-    default: false
   machine:
     description:
-      - The machine type. On x86_64 V(q35) when not given at the launch, else what libvirt chooses.
+      - The machine type. When not given at the launch, what the image's property C(hw_machine_type) says, else V(q35)
+        on x86_64, else what libvirt chooses.
     type: str
   domain_type:
     description:
@@ -163,10 +167,9 @@ options:
     type: str
   disk_bus:
     description:
-      - The bus of the disks of a launch.
+      - The bus of the disks of a launch. When not given, what the image's property C(hw_disk_bus) says, else V(virtio).
     type: str
     choices: [virtio, scsi, sata, ide]
-    default: virtio
   disk_cache:
     description:
       - QEMU's cache mode for the disks of a launch. V(none) needs a file system with direct I/O.
@@ -433,7 +436,7 @@ def main() -> None:
         "bridge": {"type": "str"},
         "network": {"type": "str"},
         "mac": {"type": "str"},
-        "model": {"type": "str", "default": "virtio"},
+        "model": {"type": "str"},
     }
     cloud_init = {
         "user_data": {"type": "str", "default": "", "no_log": True},
@@ -447,7 +450,7 @@ def main() -> None:
             **override_lock(),
             "state": {"type": "str", "choices": ["present", "absent", "restored", "purged"], "default": "present"},
             "uuid": {"type": "str"},
-            "image": {"type": "path"},
+            "image": {"type": "str"},
             "image_format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
             "flavor": {"type": "dict", "options": flavor},
             "networks": {
@@ -459,12 +462,12 @@ def main() -> None:
             },
             "cloud_init": {"type": "dict", "options": cloud_init},
             "firmware": {"type": "str", "choices": ["bios", "uefi"]},
-            "secure_boot": {"type": "bool", "default": False},
+            "secure_boot": {"type": "bool"},
             "machine": {"type": "str"},
             "domain_type": {"type": "str", "choices": ["kvm", "qemu"]},
             "cpu_mode": {"type": "str", "choices": ["host-model", "host-passthrough", "maximum"]},
             "cpu_model": {"type": "str"},
-            "disk_bus": {"type": "str", "choices": ["virtio", "scsi", "sata", "ide"], "default": "virtio"},
+            "disk_bus": {"type": "str", "choices": ["virtio", "scsi", "sata", "ide"]},
             "disk_cache": {
                 "type": "str",
                 "choices": ["none", "writeback", "writethrough", "directsync"],

@@ -16,8 +16,10 @@ from .._model import launch, names
 from .._model.actions import demand
 from .._model.domain import read_domain
 from .._model.flavor import Flavor
+from .._model.instance import Launch
 from .._task import Context, Subject
 from .launch import asked_networks, check_words
+from .sources import path_of, wanted
 
 
 def change(context: Context, vm: Subject) -> Plan:
@@ -38,11 +40,13 @@ def change(context: Context, vm: Subject) -> Plan:
     if state.marked:
         demand("metadata", state, name=guest.name)
     domain = read_domain(guest.xml(inactive=True))
+    known = seen.instance.launch
     flavor = ask["flavor"]
     asked = launch.Asked(
         image=ask["image"],
+        image_id=_image_id(context, known),
         flavor=Flavor(**{**flavor, "ephemeral": tuple(flavor["ephemeral"])}) if flavor else None,
-        networks=asked_networks(context),
+        networks=asked_networks(context, known.properties.get("hw_vif_model", "") if known else ""),
         title=ask["title"],
         description=ask["description"],
         autostart=ask["autostart"],
@@ -78,6 +82,16 @@ def change(context: Context, vm: Subject) -> Plan:
         action="metadata",
         figures={"differences": told},
     )
+
+
+def _image_id(context: Context, known: Launch | None) -> str | None:
+    """The identifier of the image that the task names, where a VM was launched from a store and the task's word is not
+    the one of the launch."""
+    named = context.params["image"]
+    if not named or known is None or not known.image_id or named in (known.image, known.image_id) or path_of(named):
+        return None
+    image = wanted(context).image
+    return image.id if image else None
 
 
 def _words(value: object) -> str:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import getpass
 import platform as machine_platform
+import typing as t
 import uuid
 from dataclasses import replace
 
 from .._core.clock import stamp
 from .._core.errors import Invalid, NotFound, Refused, Unsupported
 from .._core.plan import Plan, Step
-from .._images import NoCloud, inspect_image
+from .._images import NoCloud
 from .._libvirt import Launcher
+from .._model import image as images
 from .._model import launch, names
 from .._model.actions import demand
 from .._model.flavor import Flavor
 from .._model.instance import Instance, Launch
 from .._task import Context, Subject
+from .sources import Wanted, wanted
 
 DEFAULT_STORAGE = "/var/lib/libvirt/images"
 
@@ -32,45 +35,50 @@ def make(context: Context, vm: Subject) -> Plan:
     if ask["image"] is None or ask["flavor"] is None:
         raise Invalid(f"There is no VM with the name {name!r} here, and to launch one, image and flavor are needed.")
     check_words(context)
-    if ask["secure_boot"] and ask["firmware"] != "uefi":
-        raise Invalid("A VM without UEFI cannot have Secure Boot.", hint="Say firmware: uefi as well.")
     state = vm.state
     if state:
         demand("launch", replace(state, running=""), name=name)
     flavor = Flavor(**{**ask["flavor"], "ephemeral": tuple(ask["flavor"]["ephemeral"])})
-    facts = inspect_image(ask["image"], ask["image_format"])
-    size = launch.root_size(flavor, facts.virtual_size)
-    kind = context.host.platform(machine=ask["machine"] or "", domain_type=ask["domain_type"] or "")
-    if kind.arch == "x86_64" and not ask["machine"]:
+    image = wanted(context)
+    traits = see_that_it_fits(image, flavor)
+    disk_bus = ask["disk_bus"] or traits.disk_bus or "virtio"
+    firmware = ask["firmware"] or traits.firmware or "bios"
+    secure_boot = bool(traits.secure_boot if ask["secure_boot"] is None else ask["secure_boot"])
+    if secure_boot and firmware != "uefi":
+        raise Invalid("A VM without UEFI cannot have Secure Boot.", hint="Say firmware: uefi as well.")
+    machine = ask["machine"] or traits.machine
+    kind = context.host.platform(machine=machine, domain_type=ask["domain_type"] or "")
+    if kind.arch == "x86_64" and not machine:
         kind = context.host.platform(machine="q35", domain_type=ask["domain_type"] or "")
-    if ask["firmware"] == "uefi" and not kind.uefi:
+    if firmware == "uefi" and not kind.uefi:
         raise Unsupported(
             f"{context.host.name} has no UEFI firmware for {kind.machine}.", hint="Install the package ovmf."
         )
     vm_uuid = vm.guest.uuid if vm.guest else free_uuid(context)
-    networks = launch.place_networks(vm_uuid, asked_networks(context) or ())
+    nics = asked_networks(context, traits.nic_model) or ()
+    networks = launch.place_networks(vm_uuid, nics)
     check_networks(context, vm_uuid, networks)
 
     cloud_init = NoCloud(**ask["cloud_init"]) if ask["cloud_init"] else None
     storage = names.check_directory(ask["storage"] or DEFAULT_STORAGE)
     directory = f"{storage}/{vm_uuid}"
-    cdrom_bus = launch.config_bus(kind.machine, ask["disk_bus"])
+    cdrom_bus = launch.config_bus(kind.machine, disk_bus)
     order = launch.Order(
         name=name,
         flavor=flavor,
         disks=launch.lay_out_disks(
-            directory, flavor, disk_bus=ask["disk_bus"], cdrom_bus=cdrom_bus, config=cloud_init is not None
+            directory, flavor, disk_bus=disk_bus, cdrom_bus=cdrom_bus, config=cloud_init is not None
         ),
         networks=networks,
         console_log=f"{directory}/console.log",
         title=ask["title"] or "",
         description=ask["description"] or "",
         machine=kind.machine,
-        firmware=ask["firmware"] or "bios",
-        secure_boot=ask["secure_boot"],
+        firmware=firmware,
+        secure_boot=secure_boot,
         cpu_mode=ask["cpu_mode"] or ("host-model" if kind.domain_type == "kvm" and not ask["cpu_model"] else ""),
         cpu_model=ask["cpu_model"] or "",
-        disk_bus=ask["disk_bus"],
+        disk_bus=disk_bus,
         disk_cache=ask["disk_cache"],
         config_bus=cdrom_bus,
         graphics=ask["graphics"],
@@ -84,10 +92,11 @@ def make(context: Context, vm: Subject) -> Plan:
             by=f"{getpass.getuser()}@{machine_platform.node()}",
             image=ask["image"],
             base="",
-            base_format=facts.format,
+            base_format=image.source.format,
             base_sha256="",
             storage=storage,
             spec={"cloud_init": cloud_init.digest()} if cloud_init else {},
+            **remembered(image),
         ),
         disks=order.disks,
     )
@@ -104,7 +113,7 @@ def make(context: Context, vm: Subject) -> Plan:
 
     def make_disks() -> dict[str, str]:
         config = cloud_init.image(instance_id=vm_uuid, hostname=name) if cloud_init else None
-        return launcher.make_disks(vm.made(), ask["image"], facts.format, size, config)
+        return launcher.make_disks(vm.made(), image.source, config)
 
     def start() -> None:
         if not vm.made().active():
@@ -130,7 +139,7 @@ def make(context: Context, vm: Subject) -> Plan:
         **reached,
         "image": ask["image"],
         "flavor": flavor.tell(),
-        "networks": [nic.tell() for nic in asked_networks(context) or ()],
+        "networks": [nic.tell() for nic in nics],
         "firmware": order.firmware,
         "machine": order.machine,
         "domain_type": kind.domain_type,
@@ -142,6 +151,29 @@ def make(context: Context, vm: Subject) -> Plan:
         action="launch",
         journaled=True,
     )
+
+
+def see_that_it_fits(image: Wanted, flavor: Flavor) -> images.Traits:
+    """See that VMs of *flavor* can be made of *image*; what it wants of their hardware."""
+    if image.image:
+        images.check_fits(
+            flavor,
+            image=image.image.name,
+            size=image.image.size,
+            min_disk=image.image.min_disk,
+            min_ram=image.image.min_ram,
+        )
+    if image.virtual_size is not None:
+        launch.root_size(flavor, image.virtual_size)
+    return images.read_traits(image.image.properties, image=image.image.name) if image.image else images.Traits()
+
+
+def remembered(image: Wanted) -> dict[str, t.Any]:
+    """What a launch remembers of an image in a store."""
+    if image.image is None:
+        return {}
+    properties = images.kept(image.image.properties, min_disk=image.image.min_disk, min_ram=image.image.min_ram)
+    return {"image_id": image.image.id, "store": image.kind, "place": image.place, "properties": properties}
 
 
 def check_words(context: Context) -> None:
@@ -164,8 +196,11 @@ def free_uuid(context: Context) -> str:
     return wanted
 
 
-def asked_networks(context: Context) -> tuple[names.Nic, ...] | None:
-    """The network cards that the task wants, or ``None`` when it does not say."""
+def asked_networks(context: Context, model: str = "") -> tuple[names.Nic, ...] | None:
+    """The network cards that the task wants, or ``None`` when it does not say.
+
+    :param model: Of those for which the task gives none; ``virtio`` when it is empty.
+    """
     asked = context.params["networks"]
     if asked is None:
         return None
@@ -174,7 +209,7 @@ def asked_networks(context: Context) -> tuple[names.Nic, ...] | None:
             kind="bridge" if nic["bridge"] else "network",
             source=nic["bridge"] or nic["network"],
             mac=names.check_mac(nic["mac"]) if nic["mac"] else "",
-            model=nic["model"],
+            model=nic["model"] or model or "virtio",
         )
         for nic in asked
     )

@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+from .backup import Backup, BackupOrder, CheckpointLost, Held
+from .bases import Base, Source
 from .bulk import Bulk
 from .chains import Chains
 from .details import Details
 from .errors import MISSING
+from .guard import Guard
 from .guest import Guest
 from .host import Host, Platform, open_host, pick
 from .launcher import Adjuster, Launcher, remove_files
@@ -19,15 +22,22 @@ from .storage import Storage, storage_of
 __all__ = [
     "MISSING",
     "Adjuster",
+    "Backup",
+    "BackupOrder",
+    "Base",
     "Bulk",
     "Chains",
+    "CheckpointLost",
     "Details",
+    "Guard",
     "Guest",
+    "Held",
     "Host",
     "Launcher",
     "Patience",
     "Platform",
     "Power",
+    "Source",
     "Storage",
     "open_host",
     "pick",

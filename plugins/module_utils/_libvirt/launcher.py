@@ -15,8 +15,9 @@ from .._core.errors import NotFound
 from .._model.domain import read_domain
 from .._model.flavor import Flavor
 from .._model.instance import Instance
-from .._model.launch import GIB, Order
+from .._model.launch import GIB, Order, root_size
 from .._model.names import Nic
+from .bases import Source
 from .guest import Guest
 from .host import Host, Platform
 from .storage import Storage
@@ -46,23 +47,21 @@ class Launcher:
         )
         return self.host.define(xml)
 
-    def make_disks(
-        self, guest: Guest, source: str, image_format: str, size: int, config: bytes | None
-    ) -> dict[str, str]:
+    def make_disks(self, guest: Guest, source: Source, config: bytes | None) -> dict[str, str]:
         """Fetch the base image, and make the root disk over it and the others.
 
-        :param source: The image, a local file.
-        :param size: Of the root disk, in bytes.
         :param config: The content of the config drive.
+        :raises Invalid: The image is not what it is said to be, or the flavor's root disk is too small for it.
         """
         instance = guest.recall()
         launch = instance.launch
         if launch is None:
             raise NotFound(f"The metadata of VM {guest.name} are gone.", hint="Run the task again.")
-        base = self.storage.fetch_base(source, image_format, launch.storage)
+        flavor = self.order.flavor
+        base = self.storage.fetch_base(source, launch.storage)
+        size = root_size(flavor, base.virtual_size)
         launch = replace(launch, base=base.path, base_format=base.format, base_sha256=base.sha256)
         guest.remember(replace(instance, launch=launch))
-        flavor = self.order.flavor
         sizes = iter([size_gib * GIB for size_gib in flavor.ephemeral])
         for disk in self.order.disks:
             if disk.role == "root":

@@ -72,6 +72,9 @@ class Launch:
     :param at: Stamp of the launch.
     :param by: Who launched it: ``user@node``.
     :param image: The image as the user named it.
+    :param image_id: Its identifier, when it is one of an image store.
+    :param store: The kind of that store, and ``place`` what tells it from others of the kind.
+    :param properties: Of the image, those that images made of the VM inherit (Nova: system metadata ``image_*``).
     :param base: The file in the base cache that the root disk is an overlay of.
     :param base_format: Its format.
     :param base_sha256: Its hash, hexadecimal.
@@ -87,6 +90,10 @@ class Launch:
     base_sha256: str
     storage: str
     spec: t.Mapping[str, str] = field(default_factory=dict)
+    image_id: str = ""
+    store: str = ""
+    place: str = ""
+    properties: t.Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,11 +151,14 @@ def dump(instance: Instance) -> str:
     if instance.launch:
         launch = instance.launch
         node = ET.SubElement(root, "launch", {"at": launch.at, "by": launch.by, "storage": launch.storage})
-        ET.SubElement(node, "image").text = launch.image
+        origin = {"id": launch.image_id, "store": launch.store, "place": launch.place}
+        ET.SubElement(node, "image", {key: value for key, value in origin.items() if value}).text = launch.image
         base = {"format": launch.base_format, "sha256": launch.base_sha256}
         ET.SubElement(node, "base", base).text = launch.base
         for key in sorted(launch.spec):
             ET.SubElement(node, "spec", {"name": key}).text = launch.spec[key]
+        for key in sorted(launch.properties):
+            ET.SubElement(node, "property", {"name": key}).text = launch.properties[key]
     for disk in instance.disks:
         ET.SubElement(root, "disk", {"role": disk.role, "target": disk.target}).text = disk.path
     for mark in instance.marks:
@@ -243,6 +253,10 @@ def _load(root: ET.Element) -> Instance:
                 base_format=children["base"].attrib["format"],
                 base_sha256=children["base"].attrib["sha256"],
                 spec=_data(node, "spec"),
+                image_id=children["image"].get("id", ""),
+                store=children["image"].get("store", ""),
+                place=children["image"].get("place", ""),
+                properties=_data(node, "property"),
             )
         elif kind == "disk":
             disks.append(OwnDisk(role=attributes["role"], target=attributes["target"], path=text))

@@ -102,9 +102,13 @@ def root_size(flavor: Flavor, virtual_size: int) -> int:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the task said of a VM that shall be present; ``None`` is what it did not say."""
+    """What the task said of a VM that shall be present; ``None`` is what it did not say.
+
+    :param image_id: Of the image that ``image`` means, if it was looked for.
+    """
 
     image: str | None = None
+    image_id: str | None = None
     flavor: Flavor | None = None
     networks: tuple[Nic, ...] | None = None
     title: str | None = None
@@ -171,7 +175,9 @@ def compare(asked: Asked, there: There) -> list[Difference]:
             found.append(Difference(option, before, after, operation, why, after if argument is None else argument))
 
     if launch:
-        add("image", launch.image, asked.image, why=_REBUILD)
+        # The name that the launch gave is the same image, also when another one has that name now.
+        if launch.image_id == "" or launch.image_id not in (asked.image, asked.image_id):
+            add("image", launch.image, asked.image, why=_REBUILD)
         add("storage", launch.storage, asked.storage, why=_AT_LAUNCH)
         if "cloud_init" in launch.spec or asked.cloud_init is not None:
             before = launch.spec.get("cloud_init", "none")

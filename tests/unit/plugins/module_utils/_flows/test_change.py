@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typing as t
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -119,11 +120,16 @@ def test_a_vm_in_a_state_of_its_own_is_left_alone(kvm: Hypervisor, task: Task) -
     assert "state: restored first" in told["msg"]
 
 
-def test_what_a_task_has_to_say_to_launch_a_vm_is_told(kvm: Hypervisor, task: Task) -> None:
+def test_what_a_task_has_to_say_to_launch_a_vm_is_told(kvm: Hypervisor, task: Task, tmp_path: Path) -> None:
+    image = tmp_path / "a.raw"
+    image.write_bytes(bytes(512))
     for params, said in (
         ({}, "to launch one, image and flavor are needed"),
         ({"image": "/i/a.qcow2"}, "to launch one, image and flavor are needed"),
-        ({"image": "/i/a.qcow2", "flavor": FLAVOR, "secure_boot": True}, "Say firmware: uefi as well."),
+        (
+            {"image": str(image), "image_format": "raw", "flavor": FLAVOR, "secure_boot": True},
+            "Say firmware: uefi as well.",
+        ),
     ):
         assert said in task(vm.main, name="new", check=True, **params)["msg"]
     told = task(vm.main, name="../etc/x", image="/i/a.qcow2", flavor=FLAVOR)

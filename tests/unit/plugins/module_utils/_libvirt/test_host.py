@@ -23,11 +23,9 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors impo
 )
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.guest import Guest
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.host import Host, is_local, open_host, pick
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.storage import (
-    LocalStorage,
-    PoolStorage,
-    storage_of,
-)
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.local import LocalStorage
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.pools import PoolStorage
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.storage import storage_of
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import Instance, Lock
 from tests.unit.hypervisor import URI, Hypervisor, uuid_of
 

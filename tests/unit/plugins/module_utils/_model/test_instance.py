@@ -57,7 +57,8 @@ FLAVORS = st.builds(
     swap=st.integers(0, 2**40),
     name=TEXT,
 )
-LAUNCHES = st.builds(Launch, *[TEXT] * 7, st.dictionaries(TEXT, TEXT, max_size=2))
+WORDS = st.dictionaries(TEXT, TEXT, max_size=2)
+LAUNCHES = st.builds(Launch, *[TEXT] * 7, WORDS, *[TEXT] * 3, WORDS)
 MARKS = st.builds(Mark, TEXT, TEXT, st.dictionaries(TEXT, TEXT, max_size=2))
 JOURNALS = st.builds(
     Journal, TEXT, TEXT, TEXT, st.integers(1, 2**22), TEXT, st.dictionaries(st.text(max_size=5), st.text(), max_size=2)

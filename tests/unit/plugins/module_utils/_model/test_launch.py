@@ -222,7 +222,28 @@ def test_an_option_that_differs_says_from_what_to_what_and_how(option: str) -> N
 
 
 def test_every_option_is_compared() -> None:
-    assert set(OTHERS) | {"flavor", "networks"} == set(vars(SAME))
+    assert set(OTHERS) | {"flavor", "networks", "image_id"} == set(vars(SAME))
+
+
+@pytest.mark.parametrize(
+    ("image", "image_id", "same"),
+    [
+        ("debian", None, True),  # also when another image has that name now
+        ("d-1", None, True),
+        ("d-1-by-another-name", "d-1", True),
+        ("fedora", "f-1", False),
+        ("/i/debian.qcow2", None, False),
+    ],
+)
+@pytest.mark.parametrize("launched", ["debian", "d-1"])
+def test_an_image_of_a_store_is_the_same_by_any_of_its_names(
+    image: str, image_id: str | None, same: bool, launched: str
+) -> None:
+    known = replace(LAUNCH, image=launched, image_id="d-1", store="directory", place="/images")
+    there = replace(OURS, instance=replace(OURS.instance, launch=known))
+    asked = Asked(image=image, image_id="d-1" if same and launched == "d-1" else image_id)
+    found = compare(asked, there)
+    assert [each.option for each in found] == ([] if same else ["image"])
 
 
 def test_all_differences_are_told_at_once() -> None:
