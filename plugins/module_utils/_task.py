@@ -11,11 +11,10 @@ import typing as t
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from . import _images
 from ._core.clock import Clock
 from ._core.errors import NotFound
 from ._core.journal import Journal
-from ._images.base import Store
+from ._images import Store, open_store
 from ._libvirt import Chains, Guest, Host, Storage
 from ._model import status
 from ._model.instance import Instance
@@ -49,7 +48,7 @@ class Context:
     @property
     def store(self) -> Store:
         """The image store that the task names."""
-        return self.once("store", lambda: _images.open_store(self.params["image_store"]))
+        return self.once("store", lambda: open_store(self.params["image_store"]))
 
     @cached_property
     def disk_owners(self) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ module: vm
 version_added: 0.1.0
 short_description: Launch, remove and restore VMs
 description:
-  - Launches VMs from image files, and removes VMs that libvirt knows, however they were made.
+  - Launches VMs from images in an image store or from image files, and removes VMs that libvirt knows, however they were made.
   - A launch is one operation. If it fails, what it made is taken away again. If it is killed, the VM has the status
     BUILD, and the same task finishes it.
   - Options that are not given are not compared when the VM is there already. What is given and differs is changed where
@@ -24,8 +24,9 @@ extends_documentation_fragment:
   - kvmops.lifecycle._options
   - kvmops.lifecycle._options.selection
   - kvmops.lifecycle._options.override_lock
+  - kvmops.lifecycle._options.image_store
 requirements:
-  - "For O(state=present): oslo.utils 7.3 or newer with cryptography, and qemu-img (not with a remote O(uri))"
+  - "For O(state=present): oslo.utils 7.3 or newer with cryptography, and qemu-img (with a remote O(uri) for deltas only)"
   - "For O(cloud_init): pycdlib"
 options:
   name:
@@ -260,6 +261,20 @@ EXAMPLES = r"""
         ssh_authorized_keys:
           - ssh-ed25519 AAAA… ada
 
+- name: A database server from an image in Glance
+  kvmops.lifecycle.vm:
+    name: db1
+    image: debian-12-genericcloud
+    image_store:
+      type: glance
+      cloud: images
+    flavor:
+      vcpus: 4
+      memory: 8192
+      root: 50
+    networks:
+      - bridge: br0
+
 - name: They start with the host from now on
   kvmops.lifecycle.vm:
     name: [web1, web2]
@@ -392,7 +407,12 @@ vms:
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import NotFound
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.plan import Plan
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.spec import connection, override_lock, selection
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.spec import (
+    connection,
+    image_store,
+    override_lock,
+    selection,
+)
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows.change import change
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows.launch import make
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows.remove import (
@@ -448,6 +468,7 @@ def main() -> None:
             **connection(),
             **selection(required=False),
             **override_lock(),
+            **image_store(),
             "state": {"type": "str", "choices": ["present", "absent", "restored", "purged"], "default": "present"},
             "uuid": {"type": "str"},
             "image": {"type": "str"},

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from .._core.errors import Invalid, NotFound, Unsupported
-from .._images import inspect_image
-from .._images.base import ACTIVE, Image, Store, resolve
+from .._images import Image, Store, inspect_image, resolve
+from .._images.base import ACTIVE
 from .._libvirt import Source
 from .._model import snapshot
 from .._model.chain import LONGEST
@@ -76,7 +76,7 @@ def from_file(path: str, declared: str) -> tuple[Source, int]:
         format=facts.format,
         size=facts.size,
         read=partial(_read_file, path),
-        inspect=lambda copy: inspect_image(copy, declared).virtual_size,
+        inspect=lambda copy: inspect_image(copy, declared, path).virtual_size,
         path=path,
     )
     return source, facts.virtual_size
@@ -150,7 +150,7 @@ def _source(store: Store, image: Image, digests: t.Mapping[str, str], parent: So
         format=really,
         size=image.size,
         read=partial(store.open, image),
-        inspect=lambda copy: inspect_image(copy, really).virtual_size,
+        inspect=lambda copy: inspect_image(copy, really, label).virtual_size,
         digests=digests,
         images={store.place: image.id},
         parent=parent,

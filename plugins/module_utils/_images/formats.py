@@ -43,32 +43,34 @@ class ImageFacts:
     size: int
 
 
-def inspect_image(path: str, declared: str) -> ImageFacts:
+def inspect_image(path: str, declared: str, called: str = "") -> ImageFacts:
     """Look at the image file *path* that is *declared* to be ``qcow2`` or ``raw``.
 
+    :param called: What it is called in errors; the path when it is empty.
     :raises NotFound: There is no such file.
     :raises Invalid: It is no regular file, is not what it is declared to be, or refers to another file.
     :raises Unsupported: ``oslo.utils`` is missing.
     """
+    name = called or path
     if format_inspector is None:
         raise Unsupported(
-            f"Failed to inspect image {path}: the Python library oslo.utils (7.3 or newer) is missing.",
+            f"Failed to inspect image {name}: the Python library oslo.utils (7.3 or newer) is missing.",
             hint="Install it on the machine on which the module runs, together with cryptography.",
         )
     if not os.path.isabs(path):
-        raise Invalid(f"Failed to inspect image {path}: the path must be absolute.")
+        raise Invalid(f"Failed to inspect image {name}: the path must be absolute.")
     if not os.path.exists(path):
         raise NotFound(
-            f"Failed to inspect image {path}: there is no such file on the machine on which the module runs."
+            f"Failed to inspect image {name}: there is no such file on the machine on which the module runs."
         )
     if not os.path.isfile(path):
-        raise Invalid(f"Failed to inspect image {path}: it is no regular file.")
+        raise Invalid(f"Failed to inspect image {name}: it is no regular file.")
     try:
         found = format_inspector.detect_file_format(path)
         kind = str(found) if found else "raw"
         if kind not in _LOOKS[declared]:
             raise Invalid(
-                f"Image {path} is declared as {declared}, but it is {kind}.",
+                f"Image {name} is declared as {declared}, but it is {kind}.",
                 hint=f"Say what it is with image_format, or convert it: qemu-img convert -f {kind} -O qcow2 …",
                 declared=declared,
                 found=kind,
@@ -77,12 +79,12 @@ def inspect_image(path: str, declared: str) -> ImageFacts:
             found.safety_check()
     except format_inspector.SafetyCheckFailed as exc:
         raise Invalid(
-            f"Image {path} is refused: {_reasons(exc)}.",
+            f"Image {name} is refused: {_reasons(exc)}.",
             hint="Flatten it on a machine where you trust it: qemu-img convert -f qcow2 -O qcow2 …",
             failures=sorted(exc.failures),
         ) from exc
     except (format_inspector.ImageFormatError, OSError) as exc:
-        raise Invalid(f"Failed to inspect image {path}: {exc}.") from exc
+        raise Invalid(f"Failed to inspect image {name}: {exc}.") from exc
     size = os.path.getsize(path)
     virtual_size = int(found.virtual_size) if found and declared != "raw" else size
     return ImageFacts(path, declared, virtual_size, size)

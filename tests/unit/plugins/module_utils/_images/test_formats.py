@@ -151,6 +151,12 @@ def test_a_size_that_no_disk_has_is_told_as_it_is(tmp_path: Path) -> None:
     assert inspect_image(path, "qcow2").virtual_size == 1 << 60
 
 
+def test_an_image_is_called_what_its_user_calls_it(tmp_path: Path) -> None:
+    path = raw(tmp_path / "i", b"x", 1001)
+    with pytest.raises(Invalid, match="^Image debian in /images is declared as qcow2, but it is raw"):
+        inspect_image(path, "qcow2", "debian in /images")
+
+
 def test_there_has_to_be_a_regular_file_with_an_absolute_path(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="there is no such file on the machine on which the module runs"):
         inspect_image(str(tmp_path / "none"), "qcow2")
