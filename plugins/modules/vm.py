@@ -11,7 +11,8 @@ module: vm
 version_added: 0.1.0
 short_description: Launch, remove and restore VMs
 description:
-  - Launches VMs from images in an image store or from image files, and removes VMs that libvirt knows, however they were made.
+  - Launches VMs from images in an image store or from image files, and removes VMs that libvirt knows, however they
+    were made.
   - A launch is one operation. If it fails, what it made is taken away again. If it is killed, the VM has the status
     BUILD, and the same task finishes it.
   - Options that are not given are not compared when the VM is there already. What is given and differs is changed where
@@ -26,7 +27,8 @@ extends_documentation_fragment:
   - kvmops.lifecycle._options.override_lock
   - kvmops.lifecycle._options.image_store
 requirements:
-  - "For O(state=present): oslo.utils 7.3 or newer with cryptography, and qemu-img (with a remote O(uri) for deltas only)"
+  - "For O(state=present): oslo.utils 7.3 or newer with cryptography"
+  - "For O(state=present): qemu-img; with a remote O(uri) for deltas only"
   - "For O(cloud_init): pycdlib"
 options:
   name:
