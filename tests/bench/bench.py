@@ -42,9 +42,7 @@ class Bench:
     def __init__(self, directory: Path, host_packages: Path, rounds: int) -> None:
         self.directory = directory
         self.rounds = rounds
-        inventory = directory / "inventory.yml"
-        inventory.write_text(run([str(LAB), "inventory"], check=True, timeout=60).stdout, encoding="utf-8")
-        self.lab = Lab(inventory)
+        self.lab = Lab(directory / "inventory.yml")
         minor = self.lab.sh(HOST, f"{PYTHON} -c 'import sys; print(sys.version_info[1])'")
         self.send(host_packages, SITE.format(minor))
         plugins = REPO / "plugins"

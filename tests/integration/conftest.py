@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import LAB, Lab, Playbook, Result, order, run, task
+from tests.integration.harness import LAB, Glance, Lab, Playbook, Result, order, run, task
 
 HOSTS = 2
 
@@ -21,9 +21,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Lab]:
     """Two KVM hosts."""
     run([str(LAB), "up", "--hosts", str(HOSTS)], check=True, timeout=900)
     try:
-        inventory = tmp_path_factory.mktemp("lab") / "inventory.yml"
-        inventory.write_text(run([str(LAB), "inventory"], check=True, timeout=60).stdout, encoding="utf-8")
-        yield Lab(inventory)
+        yield Lab(tmp_path_factory.mktemp("lab") / "inventory.yml")
     finally:
         run([str(LAB), "down"], check=True, timeout=120)
 
@@ -34,6 +32,22 @@ def clean(lab: Lab) -> t.Iterator[None]:
     lab.clean()
     yield
     lab.clean()
+
+
+@pytest.fixture(scope="session")
+def started_glance(lab: Lab) -> Glance:
+    """Glance and Keystone, from the first test on that wants them. The inventory then has their variables."""
+    run([str(LAB), "up", "--glance"], check=True, timeout=900)
+    lab.read()
+    return lab.glance
+
+
+@pytest.fixture
+def glance(started_glance: Glance) -> t.Iterator[Glance]:
+    """A Glance without images and faults; the same afterwards."""
+    started_glance.clean()
+    yield started_glance
+    started_glance.clean()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.lab.kvmlab import glance
 from tests.lab.kvmlab.guest import Guest
 from tests.lab.kvmlab.lab import Lab as KvmLab
 
@@ -38,10 +39,16 @@ class Lab:
 
     def __init__(self, inventory: Path) -> None:
         self.inventory = inventory
-        told = yaml.safe_load(inventory.read_text(encoding="utf-8"))["all"]["children"]["kvm_hosts"]
+        self.kvm = KvmLab()
+        self.glance = Glance(self)
+        self.read()
+
+    def read(self) -> None:
+        """Ask the lab for its inventory."""
+        self.inventory.write_text(run([str(LAB), "inventory"], check=True, timeout=60).stdout, encoding="utf-8")
+        told = yaml.safe_load(self.inventory.read_text(encoding="utf-8"))["all"]["children"]["kvm_hosts"]
         self.hosts: dict[str, dict[str, t.Any]] = told["hosts"]
         self.vars: dict[str, t.Any] = told["vars"]
-        self.kvm = KvmLab()
 
     def outside(self, path: str, host: str = "kvm1") -> str:
         """The path by which this machine sees a file of a host."""
@@ -100,6 +107,42 @@ class Lab:
                 test -z "$(virsh -q list --all)"
                 """,
             )
+
+
+class Glance:
+    """The lab's Glance, reached directly and not through what is tested. The fixture ``glance`` starts it."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def client(self, cloud: str = "admin") -> glance.Client:
+        """Bare HTTP as one of the users: ``admin``, ``member``, ``reader``, ``other``."""
+        return glance.Client(self.lab.kvm, cloud)
+
+    def fault(self, *what: str) -> None:
+        """See ``lab fault --help``: ``fault("reset", "--on", "upload", "--after", "1M")``."""
+        self.lab.fault(glance.NAME, *what)
+
+    def heal(self) -> None:
+        """Mend whatever is the matter."""
+        self.fault("heal")
+
+    def images(self) -> list[Result]:
+        """All images of all projects in whatever state, as the admin sees them, the oldest first."""
+        return self.client().images()
+
+    def files(self) -> list[str]:
+        """What is in the store's directory: a file for each image that has data, by its identifier."""
+        return sorted(path.name for path in glance.store_outside(self.lab.kvm).iterdir())
+
+    def clean(self) -> None:
+        """Mend it, and remove every image."""
+        self.heal()
+        client = self.client()
+        for image in client.images():
+            client.remove(image["id"])
+        assert client.images() == []
+        assert self.files() == []
 
 
 def run(command: list[str], *, check: bool, timeout: float, env: dict[str, str] | None = None) -> t.Any:

@@ -13,12 +13,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
-from tests.lab.kvmlab import hosts, util
+from tests.lab.kvmlab import glance, hosts, util
+from tests.lab.kvmlab.glance_template import GLANCE_URL
 from tests.lab.kvmlab.guest import Guest
 from tests.lab.kvmlab.lab import BASE, HERE, PRIVATE, SHARED, VENV, Lab, labs_under
 from tests.lab.kvmlab.util import LabError, run
@@ -128,7 +132,7 @@ def test_up_again_does_nothing(lab: Lab) -> None:
 def test_hosts_are_hosts_of_their_own(lab: Lab) -> None:
     uuids = set()
     for host in ("kvm1", "kvm2"):
-        lab.run_in(host, VENV + "/bin/python", "-c", "import libvirt, oslo_utils")
+        lab.run_in(host, VENV + "/bin/python", "-c", "import libvirt, nbd, openstack, oslo_utils")
         done = lab.run_in(host, "sh", "-c", "hostname; ls /dev/kvm; virsh capabilities; ps -e | wc -l")
         assert done.stdout.splitlines()[0] == host
         assert "/dev/kvm" in done.stderr  # no such file
@@ -420,12 +424,239 @@ def test_heal(lab: Lab) -> None:
         assert (state["state"], state["link"], state["rate"], state["libvirtd"]) == ("on", "up", "", True)
 
 
+def test_the_hub_outlives_a_host_with_a_slow_link(lab: Lab) -> None:
+    """A relay of the link lives in the hub, and goes with the host."""
+    hub = lab.need_init("hub").pid
+    for _turn in range(4):
+        fault(lab, "kvm2", "slow", "--delay", "20ms")
+        fault(lab, "kvm2", "power-off")
+        assert lab.need_init("hub").pid == hub
+        fault(lab, "kvm2", "boot")
+
+
+# ---- Glance
+
+MIB = 1 << 20
+CONNECT = "import hashlib, io, json, openstack, os, requests, sys, time\ncloud = openstack.connect(cloud=sys.argv[1])\n"
+
+# Sends 8 MiB, and prints the answer's status (or the error), how much was asked for, and what the image became.
+UPLOAD = """
+image = cloud.image.create_image("up", disk_format="raw", container_format="bare")
+sent = 0
+def content():
+    global sent
+    while sent < 8 << 20:
+        sent += 1 << 16
+        yield bytes(1 << 16)
+try:
+    told = str(image.upload(cloud.image, data=content()).status_code)
+except Exception as error:
+    told = type(error).__module__ + "." + type(error).__name__
+image = cloud.image.get_image(image.id)
+print(json.dumps([told, sent, image.status, image.size]))
+"""
+
+
+@pytest.fixture(scope="module")
+def cloud(lab: Lab) -> glance.Client:
+    """Glance, as the admin sees it."""
+    lab_command(NAME, "up", "--glance", timeout=600)
+    return glance.Client(lab)
+
+
+@pytest.fixture
+def mended(lab: Lab, cloud: glance.Client) -> Iterator[glance.Client]:
+    """The same, without images, and without faults afterwards."""
+    yield cloud
+    fault(lab, "glance", "heal")
+    for image in cloud.images():
+        cloud.remove(image["id"])
+
+
+def sdk(lab: Lab, user: str, script: str) -> str:
+    """Run a script with OpenStack's library in a host, as the modules do; what it prints."""
+    words = ["env", f"OS_CLIENT_CONFIG_FILE={glance.CLOUDS}", VENV + "/bin/python", "-c", CONNECT + script, user]
+    return lab.run_in("kvm1", *words, timeout=120).stdout.strip()
+
+
+def test_glance_in_a_host(lab: Lab, mended: glance.Client) -> None:
+    """By name, over TLS that is verified, for four users with the rights that their roles give them."""
+    script = """
+data = os.urandom(3 << 20)
+image = cloud.create_image("one", data=data, disk_format="raw", container_format="bare", wait=True)
+assert cloud.image.download_image(image).content == data
+print(image.id, cloud.image.get_endpoint(), cloud.session.auth.auth_url)
+"""
+    image, endpoint, auth_url = sdk(lab, "member", script).split()
+    assert (endpoint.rstrip("/"), auth_url) == ("https://cloud:9292/v2", "https://cloud:5000/v3")
+    names = "print(*[image.name for image in cloud.image.images()])"
+    assert {user: sdk(lab, user, names) for user in ("reader", "other")} == {"reader": "one", "other": ""}
+    script = """
+try:
+    cloud.image.create_image("two", disk_format="raw", container_format="bare")
+except openstack.exceptions.HttpException as error:
+    print(error.status_code)
+"""
+    assert sdk(lab, "reader", script) == "403"
+    script = f"""
+try:
+    requests.get("{GLANCE_URL}/healthcheck", timeout=9)
+except requests.exceptions.SSLError as error:
+    print("not trusted")
+print(requests.get("{GLANCE_URL}/healthcheck", timeout=9, verify="{glance.CA_CERT}").status_code)
+"""
+    assert sdk(lab, "member", script).split() == ["not", "trusted", "200"]
+    assert lab.run_in("kvm2", "stat", "-c", "%a %U", glance.CLOUDS).stdout.split() == ["600", "root"]
+    assert [found["id"] for found in mended.images()] == [image]
+
+
+@pytest.mark.usefixtures("mended")
+def test_glance_from_the_machine(lab: Lab) -> None:
+    listed = {image["name"] for image in glance.Client(lab, "member").images()}
+    assert listed == set()
+    told = json.loads((glance.directory(lab) / "clouds.yaml").read_text("utf-8"))["clouds"]
+    assert set(told) == {"admin", "member", "reader", "other"}
+    assert f"{lab.settings().subnet}." in told["member"]["image_endpoint_override"]
+    variables = json.loads(lab_command(NAME, "inventory", "--json").stdout)["all"]["children"]["kvm_hosts"]["vars"]
+    assert variables["lab_clouds"] == glance.CLOUDS
+    assert variables["lab_glance_url"] == "https://cloud:9292"
+    lab.run_in("kvm1", "test", "-e", variables["lab_ca_cert"])
+
+
+def test_up_leaves_glance_alone(lab: Lab, cloud: glance.Client) -> None:
+    before = {item.pid for item in lab.belongings({"glance", "keystone"})}
+    for words in (["up"], ["up", "--glance"]):
+        assert "nothing to do" in lab_command(NAME, *words).stderr
+        assert {item.pid for item in lab.belongings({"glance", "keystone"})} == before
+    assert cloud.images() == []
+    assert lab_command(NAME, "status").returncode == 0
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_glance_fails(lab: Lab, mended: glance.Client, status: int) -> None:
+    """As often as told, and on what was told."""
+    image = mended.upload(b"content")
+    fault(lab, "glance", "fail", "--status", str(status), "--times", "2")
+    for _turn in range(2):
+        with pytest.raises(HTTPError) as caught:
+            mended.images()
+        assert caught.value.code == status
+    assert len(mended.images()) == 1
+    fault(lab, "glance", "fail", "--on", "download", "--status", str(status))
+    assert "fail on download" in lab_command(NAME, "status").stdout
+    for _turn in range(3):
+        with pytest.raises(HTTPError) as caught:
+            mended.download(image)
+        assert caught.value.code == status
+    assert len(mended.images()) == 1
+    fault(lab, "glance", "heal")
+    assert mended.download(image) == b"content"
+
+
+@pytest.mark.parametrize("after", [0, 2 * MIB])
+def test_upload_fails(lab: Lab, mended: glance.Client, after: int) -> None:
+    """When so much has passed; and the client gets to read the answer when it has sent all."""
+    fault(lab, "glance", "fail", "--on", "upload", "--status", "500", "--after", str(after))
+    told, sent, status, _size = json.loads(sdk(lab, "member", UPLOAD))
+    assert (told, sent, status) == ("500", 8 * MIB, "queued")
+    assert list(glance.store_outside(lab).iterdir()) == []
+    if after:
+        mended.upload(bytes(after - 1))
+    assert len(mended.images()) == (2 if after else 1)
+
+
+@pytest.mark.usefixtures("mended")
+def test_token_expires_in_an_upload(lab: Lab) -> None:
+    """keystoneauth authenticates again and sends what is left, which is nothing: a whole image for Glance."""
+    fault(lab, "glance", "expire", "--after", "2M")
+    told, sent, status, size = json.loads(sdk(lab, "member", UPLOAD))
+    assert (told, sent, status, size) == ("204", 8 * MIB, "active", 0)
+    assert json.loads(sdk(lab, "member", UPLOAD)) == ["204", 8 * MIB, "active", 8 * MIB]  # once
+
+
+def test_connections_are_reset(lab: Lab, mended: glance.Client) -> None:
+    image = mended.upload(bytes(8 * MIB))
+    fault(lab, "glance", "reset", "--on", "upload", "--after", "2M")
+    told, sent, status, _size = json.loads(sdk(lab, "member", UPLOAD))
+    assert (told.rpartition(".")[0], status) == ("keystoneauth1.exceptions.connection", "queued")
+    assert sent < 8 * MIB
+    fault(lab, "glance", "reset", "--on", "download", "--after", "2M")
+    with pytest.raises(IncompleteRead) as caught:  # over TLS, Python's takes a reset for an end
+        mended.download(image)
+    assert 0 < len(caught.value.partial) <= 2 * MIB
+    fault(lab, "glance", "reset", "--times", "1")
+    with pytest.raises(OSError, match="reset|closed connection|EOF"):
+        mended.images()
+    assert len(mended.images()) == 2
+
+
+def test_glance_stalls(lab: Lab, mended: glance.Client) -> None:
+    image = mended.upload(bytes(MIB))
+    fault(lab, "glance", "stall", "--on", "download", "--after", "64K", "--seconds", "1.5", "--times", "1")
+    start = time.monotonic()
+    assert mended.download(image) == bytes(MIB)
+    assert time.monotonic() - start >= 1.5
+    fault(lab, "glance", "stall", "--on", "upload", "--after", "64K")
+    with ThreadPoolExecutor(1) as pool:
+        upload = pool.submit(mended.upload, bytes(8 * MIB))
+        time.sleep(1.5)
+        assert not upload.done()
+        assert mended.images()[-1]["status"] == "saving"
+        fault(lab, "glance", "heal")
+        upload.result(20)
+    assert mended.images()[-1]["status"] == "active"
+
+
+def test_downloads_are_spoilt(lab: Lab, mended: glance.Client) -> None:
+    content = os.urandom(MIB)
+    image = mended.upload(content)
+    fault(lab, "glance", "truncate", "--after", "100001")
+    assert mended.download(image) == content[:100001]
+    fault(lab, "glance", "corrupt", "--after", "100001", "--times", "1")
+    spoilt = mended.download(image)
+    assert [n for n in range(MIB) if spoilt[n] != content[n]] == [100001]
+    assert len(spoilt) == MIB
+    assert mended.download(image) == content
+
+
+def test_store_is_full(lab: Lab, mended: glance.Client) -> None:
+    used = shutil.disk_usage(BASE).used
+    fault(lab, "glance", "fill", "--leave", "1M")
+    told, _sent, status, _size = json.loads(sdk(lab, "member", UPLOAD.replace("bytes(", "os.urandom(")))
+    assert (told, status) == ("413", "queued")
+    assert shutil.disk_usage(BASE).used - used < 1 << 30, "the machine's own disk must not be filled"
+    fault(lab, "glance", "heal")
+    mended.upload(os.urandom(8 * MIB))
+
+
+def test_servers_die(lab: Lab, mended: glance.Client) -> None:
+    image = mended.upload(b"content")
+    fault(lab, "glance", "kill")
+    with pytest.raises(OSError, match="refused"):
+        mended.images()
+    done = lab_command(NAME, "status", check=False)
+    assert done.returncode == 3
+    assert "keystone on  glance off" in done.stdout
+    assert "lab_clouds" not in lab_command(NAME, "inventory").stdout
+    fault(lab, "glance", "start")
+    assert mended.download(image) == b"content"
+    fault(lab, "glance", "stop-keystone")
+    with pytest.raises(OSError, match="refused"):
+        glance.Client(lab)
+    fault(lab, "glance", "heal")
+    assert glance.Client(lab).download(image) == b"content"
+    assert lab_command(NAME, "status").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["fault", "kvm7", "cut"], "no host kvm7"),
         (["fault", "kvm1", "boot"], "kvm1 is on"),
         (["fault", "kvm1", "slow"], "needs --rate or --delay"),
+        (["fault", "kvm1", "expire"], "expire is no fault of kvm1"),
+        (["fault", "glance", "freeze"], "freeze is no fault of glance"),
+        (["fault", "glance", "fail", "--after", "1M"], "--on upload"),
         (["up", "--hosts", "99"], "1 to 32 hosts"),
         (["up", "--name", "No Good"], "a lab's name"),
     ],
@@ -482,6 +713,32 @@ def test_down_and_up_after_sigkill(lab: Lab, victim: str) -> None:
     lab_command(OTHER, "up")
     assert lab_command(OTHER, "status").returncode == 0
     other.run_in("kvm1", "touch", SHARED + "/works")
+    kill()
+    lab_command(OTHER, "down")
+    assert traces(other) == []
+
+
+@pytest.mark.parametrize("victim", ["hub", "keystone", "glance"])
+def test_glance_after_sigkill(victim: str) -> None:
+    """Whatever dies: up mends it, the images are there, and it is quick; down removes it."""
+    other = Lab(OTHER, str(BASE / OTHER))
+    start = time.monotonic()
+    lab_command(OTHER, "up", "--hosts", "1", "--glance")
+    assert time.monotonic() - start < 15
+    image = glance.Client(other).upload(b"content")
+
+    def kill() -> None:
+        outer = other.outer("hub")
+        found = [item.pid for item in other.belongings({victim})] if victim != "hub" else [outer.pid] if outer else []
+        assert found
+        for pid in found[-1:]:  # one of them, as the kernel would
+            os.kill(pid, signal.SIGKILL)
+
+    kill()
+    lab_command(OTHER, "up", "--glance")
+    assert lab_command(OTHER, "status").returncode == 0
+    assert glance.Client(other).download(image) == b"content"
+    other.run_in("kvm1", "test", "-s", glance.CLOUDS)
     kill()
     lab_command(OTHER, "down")
     assert traces(other) == []

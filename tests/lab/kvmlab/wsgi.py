@@ -49,6 +49,10 @@ def prepare() -> None:
     sqlalchemy.event.listen(engine, "before_cursor_execute", executed, retval=True)
 
 
+class Broken(OSError):
+    """Raised below the server, as if the client had gone."""
+
+
 class Faults:
     """Stands before Glance and does what the control file says: see glance.py, which writes it.
 
@@ -88,35 +92,44 @@ class Faults:
             time.sleep(0.1)
 
     def __call__(self, environ: Environ, start_response: Start) -> Iterable[bytes]:
-        path, method = environ.get("PATH_INFO", ""), environ["REQUEST_METHOD"]
-        fault = self.read()
-        if not fault or path == "/healthcheck" or self.spent(fault, fire=False):
-            return self.application(environ, start_response)
-        is_file = re.fullmatch(r"/v2/images/[^/]+/file", path)
-        which = {"PUT": "upload", "GET": "download"}.get(method, "") if is_file else ""
-        if fault["on"] not in ("any", which):
-            return self.application(environ, start_response)
+        is_file = re.fullmatch(r"/v2/images/[^/]+/file", environ["PATH_INFO"])
+        which = {"PUT": "upload", "GET": "download"}.get(environ["REQUEST_METHOD"], "") if is_file else ""
+        fault = self.read() if environ["PATH_INFO"] != "/healthcheck" else {}
+        if fault and (fault["on"] not in ("any", which) or self.spent(fault, fire=False)):
+            fault = {}
         if which == "upload":
-            environ["wsgi.input"] = _Upload(self, fault, environ)
+            return self._upload(fault, environ, start_response)
+        if which == "download" and fault and fault["kind"] != "fail":
+            return self._download(fault, environ, start_response)
+        if not fault or self.spent(fault, fire=True):
             return self.application(environ, start_response)
         if fault["kind"] == "fail":
-            return self._answer(fault, environ, start_response)
-        if which == "download":
-            return self._download(fault, environ, start_response)
-        if not self.spent(fault, fire=True):
-            if fault["kind"] == "reset":
-                cut(environ)
-            self.stall(fault)
+            drain(environ["wsgi.input"])
+            return _error(fault["status"], start_response)
+        if fault["kind"] == "reset":
+            cut(environ)
+        self.stall(fault)
         return self.application(environ, start_response)
 
-    def _answer(self, fault: dict[str, Any], environ: Environ, start_response: Start) -> Iterable[bytes]:
-        if self.spent(fault, fire=True):
-            return self.application(environ, start_response)
-        while environ["wsgi.input"].read(65536):
-            pass
-        status, headers, body = _error(fault["status"])
-        start_response(status, headers)
-        return [body]
+    def _upload(self, fault: dict[str, Any], environ: Environ, start_response: Start) -> Iterable[bytes]:
+        """An answer that comes before the end of the body waits for it, as with the proxies before a real Glance.
+
+        Else the connection would be closed while the client is sending, and over TLS Python's says so (an SSL error),
+        and does not look for the answer.
+        """
+        stream = environ["wsgi.input"]
+        body = _Upload(self, fault, environ) if fault else None
+        if body:
+            environ["wsgi.input"] = body
+        head: list[Any] = []
+        blocks: list[bytes] = []
+        with contextlib.suppress(Broken):
+            blocks = list(self.application(environ, lambda *words: head.extend(words)))
+        drain(stream)
+        if body and body.broken:
+            return _error(fault["status"], start_response)
+        start_response(*head)
+        return blocks
 
     def _download(self, fault: dict[str, Any], environ: Environ, start_response: Start) -> Iterable[bytes]:
         good = False
@@ -169,12 +182,14 @@ class _Upload:
         self.environ = environ
         self.stream = environ["wsgi.input"]
         self.left: int | None = fault["after"]
+        self.broken = False
 
     def read(self, size: int = -1) -> bytes:
         """As a file's."""
         if self.left == 0:
             self.left = None
-            self._happen()
+            if not self.faults.spent(self.fault, fire=True):
+                self._happen()
         if self.left is not None:
             size = self.left if size < 0 else min(size, self.left)
         block: bytes = self.stream.read(size)
@@ -183,39 +198,31 @@ class _Upload:
         return block
 
     def _happen(self) -> None:
-        if self.faults.spent(self.fault, fire=True):
-            return
         if self.fault["kind"] == "stall":
             self.faults.stall(self.fault)
         elif self.fault["kind"] == "reset":
             cut(self.environ)
         else:
-            cut(self.environ, self.fault["status"])
+            self.broken = True
+            raise Broken
 
 
-def _error(status: int) -> tuple[str, list[tuple[str, str]], bytes]:
-    body = json.dumps({"code": status, "title": REASONS[status], "message": "a fault of the lab"}).encode()
-    return (
-        f"{status} {REASONS[status]}",
-        [("Content-Type", "application/json"), ("Content-Length", str(len(body)))],
-        body,
-    )
+def drain(stream: Any) -> None:
+    """Read what is left of a request's body, and forget it."""
+    while stream.read(1 << 16):
+        pass
 
 
-def cut(environ: Environ, status: int | None = None) -> None:
-    """End the connection under the server: with a reset, or with an answer before the request's body was read.
-
-    The answer is followed by an end of file first, and by the reset that unread data bring a little later: so the
-    client, which is still sending, gets a broken pipe, and finds the answer.
-    """
+def cut(environ: Environ) -> None:
+    """Reset the connection under the server."""
     connection = environ["gunicorn.socket"]
-    if status is None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    else:
-        line, headers, body = _error(status)
-        head = [f"HTTP/1.1 {line}", *(f"{key}: {value}" for key, value in headers), "Connection: close", "", ""]
-        connection.sendall("\r\n".join(head).encode() + body)
-        connection.shutdown(socket.SHUT_WR)
-        time.sleep(0.2)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     os.close(connection.detach())
-    raise ConnectionResetError("a fault of the lab")
+    raise Broken
+
+
+def _error(status: int, start_response: Start) -> Iterable[bytes]:
+    body = json.dumps({"code": status, "title": REASONS[status], "message": "a fault of the lab"}).encode()
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    start_response(f"{status} {REASONS[status]}", headers)
+    return [body]
