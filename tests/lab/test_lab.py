@@ -1,7 +1,7 @@
 # Copyright (c) 2026 kvmops contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lab itself, for real: see README.md. Needs root; about two and a half minutes."""
+"""The lab itself, for real: see README.md. Needs root; about four minutes."""
 
 from __future__ import annotations
 
@@ -585,7 +585,7 @@ def test_connections_are_reset(lab: Lab, mended: glance.Client) -> None:
         mended.download(image)
     assert 0 < len(caught.value.partial) <= 2 * MIB
     fault(lab, "glance", "reset", "--times", "1")
-    with pytest.raises(OSError, match="reset|closed connection|EOF"):
+    with pytest.raises(OSError, match=r"reset|closed connection|EOF"):
         mended.images()
     assert len(mended.images()) == 2
 
