@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import struct
 import subprocess
 import tempfile
@@ -86,6 +87,7 @@ def _node(layer: Layer, below: Node | None) -> Node:
         path.encode()
     except UnicodeEncodeError as exc:
         raise Invalid(f"Failed to open disk {path!r}: the path is no UTF-8, which QEMU wants.") from exc
+    _check_kind(path, kind)
     protocol: dict[str, t.Any] = {"driver": _DRIVERS[kind], "filename": path}
     if _takes_direct_io(path):
         protocol.update(cache={"direct": True}, aio="native")
@@ -99,6 +101,16 @@ def _node(layer: Layer, below: Node | None) -> Node:
     if below is not None:
         raise Invalid(f"Failed to open disk {path}: it is raw, and cannot have a layer below it.")
     return {"driver": "raw", "file": protocol}
+
+
+def _check_kind(path: str, kind: str) -> None:
+    """Opening a pipe, for one, would wait for somebody to write into it."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # told by who opens it
+    if not (stat.S_ISBLK(mode) if kind == "block" else stat.S_ISREG(mode)):
+        raise Invalid(f"Failed to open disk {path}: it is no {'block device' if kind == 'block' else 'regular file'}.")
 
 
 def _takes_direct_io(path: str) -> bool:
@@ -306,3 +318,14 @@ def _has_ended(process: subprocess.Popen[str]) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return True
+
+
+def remove_bitmap(path: str, name: str) -> None:
+    """Take a dirty bitmap out of a qcow2 file that nobody has open; one that is not there is fine."""
+    layer = Layer(path, "qcow2")
+    process = subprocess.run(
+        ["qemu-img", "bitmap", "--remove", "-f", "qcow2", "--", path, name], check=False, capture_output=True, text=True
+    )
+    failure = _failure(f"remove the bitmap {name} from {path}", _node(layer, None), process.stderr)
+    if process.returncode and not isinstance(failure, NotFound):
+        raise failure
