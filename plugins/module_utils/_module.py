@@ -191,7 +191,8 @@ class _Runner:
         """Take the VM's operation lock, look again, plan again, carry out."""
         key = lock.key_of(self.context.host.name, subject.name)
         now = stamp(self.context.clock.now())
-        with lock.hold(key, {"action": action, "since": now, "pid": os.getpid()}, name=subject.name):
+        with lock.hold(key, {"action": action, "since": now, "pid": os.getpid()}, name=subject.name) as tell:
+            subject.tell = tell
             if subject.guest is None:  # somebody else may have made it meanwhile
                 found = pick(self.context.host.guests(), [subject.name])[0]
                 subject.guest = found if isinstance(found, Guest) else None

@@ -14,6 +14,7 @@ from functools import cached_property
 from ._core.clock import Clock
 from ._core.errors import NotFound
 from ._core.journal import Journal
+from ._core.lock import Tell
 from ._images import Store, open_store
 from ._libvirt import Chains, Guest, Host, Storage
 from ._model import status
@@ -70,12 +71,14 @@ class Subject:
     :param name: As the task named it, or the VM's own name.
     :param guest: ``None`` while there is no such VM.
     :param seen: The look that ``state`` is read from; ``None`` with ``guest``.
+    :param tell: Lets others see how far a long step is, while it runs.
     """
 
     name: str
     guest: Guest | None = None
     seen: Observation | None = None
     journal: Journal | None = field(default=None, repr=False)
+    tell: Tell = field(default=lambda progress: None, repr=False)
 
     @property
     def state(self) -> State | None:

@@ -23,6 +23,11 @@ from .errors import Busy, Denied
 
 DIRECTORY = "/run/lock/kvmops"
 
+# Bytes of what a holder says.
+_RECORD = 1024
+
+Tell = t.Callable[[t.Mapping[str, t.Any]], None]
+
 # Open file description locks (fcntl(2)): they belong to the open file, so threads exclude each other too, and one can
 # ask who holds one without taking it. struct flock: type, whence, start, len, pid, on 64-bit Linux.
 _FLOCK = "hhqqi4x"
@@ -70,15 +75,15 @@ def _open(key: str) -> int:
 
 def _read(fd: int) -> dict[str, t.Any]:
     try:
-        told = json.loads(os.pread(fd, 4096, 0) or b"{}")
+        told = json.loads(os.pread(fd, 4 * _RECORD, 0) or b"{}")
     except (ValueError, RecursionError):  # anyone may write into it
         return {}
     return told if isinstance(told, dict) else {}
 
 
 @contextlib.contextmanager
-def hold(key: str, what: t.Mapping[str, t.Any], *, name: str) -> t.Iterator[None]:
-    """Hold the lock *key* of a VM while the body runs.
+def hold(key: str, what: t.Mapping[str, t.Any], *, name: str) -> t.Iterator[Tell]:
+    """Hold the lock *key* of a VM while the body runs, which is given a function to tell others how far it is.
 
     :param what: What the holder does, told to others that want it: ``action``, ``since``, ``pid``.
     :param name: The VM's name, for the error.
@@ -99,10 +104,16 @@ def hold(key: str, what: t.Mapping[str, t.Any], *, name: str) -> t.Iterator[None
                 hint="Run the task again when it has ended.",
                 running=told,
             ) from exc
+
+        def tell(progress: t.Mapping[str, t.Any]) -> None:
+            told = {"name": name, **what, **({"progress": progress} if progress else {})}
+            # In one write, and over all that may stand there: whoever reads meanwhile finds the one or the other.
+            os.pwrite(fd, json.dumps(told).encode().ljust(_RECORD), 0)
+
         os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps({"name": name, **what}).encode(), 0)
+        tell({})
         try:
-            yield
+            yield tell
         finally:
             os.ftruncate(fd, 0)
     finally:

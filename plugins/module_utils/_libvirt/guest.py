@@ -172,6 +172,26 @@ class Guest:
             return False
         return True
 
+    # ---- the guest agent
+
+    def set_agent_timeout(self, seconds: int) -> None:
+        """How long libvirt waits for an answer of the agent, from now on and for everybody; -2 is for ever.
+
+        Without a limit a call to an agent that hangs does not return (libvirt 9.0).
+        """
+        with doing(f"set the time that the agent of VM {self.name} has to answer"):
+            self.domain.agentSetResponseTimeout(seconds, 0)
+
+    def freeze(self) -> int:
+        """Freeze the guest's file systems (virDomainFSFreeze); how many."""
+        with doing(f"freeze the file systems of VM {self.name}"):
+            return int(self.domain.fsFreeze())
+
+    def thaw(self) -> None:
+        """Let the guest write again; one that is not frozen is fine."""
+        with doing(f"thaw the file systems of VM {self.name}"):
+            self.domain.fsThaw()
+
     # ---- definition
 
     def autostart(self) -> bool:

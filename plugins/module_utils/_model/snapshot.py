@@ -38,8 +38,16 @@ _CHECKPOINT = "kvmops-"
 
 # Nova's non_inheritable_image_properties: what belongs to one image and not to the next one made of it.
 _OWN = frozenset(
-    """bittorrent cache_in_nova cinder_encryption_key_deletion_policy cinder_encryption_key_id img_signature
-    img_signature_certificate_uuid img_signature_hash_method img_signature_key_type""".split()
+    (
+        "bittorrent",
+        "cache_in_nova",
+        "cinder_encryption_key_deletion_policy",
+        "cinder_encryption_key_id",
+        "img_signature",
+        "img_signature_certificate_uuid",
+        "img_signature_hash_method",
+        "img_signature_key_type",
+    )
 )
 
 
@@ -166,9 +174,10 @@ def checkpoint_name(backup_type: str, set_id: str) -> str:
     return f"{_checkpoints(backup_type)}{set_id}"
 
 
-def own_checkpoints(names: t.Iterable[str], backup_type: str) -> list[str]:
-    """Those of *names* that backups of that type made."""
-    return [name for name in names if name.startswith(_checkpoints(backup_type))]
+def own_checkpoints(names: t.Iterable[str], backup_type: str = "") -> list[str]:
+    """Those of *names* that backups made: of that type, or any."""
+    start = _checkpoints(backup_type) if backup_type else _CHECKPOINT
+    return [name for name in names if name.startswith(start)]
 
 
 def _checkpoints(backup_type: str) -> str:

@@ -1,0 +1,569 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""Snapshots and backups of VMs into an image store (Nova: snapshot, backup with rotation)."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+import uuid
+from dataclasses import replace
+
+from .._core.clock import stamp
+from .._core.errors import Invalid, NotFound, Refused, Unsupported
+from .._core.journal import Journal
+from .._core.plan import Plan, Step
+from .._images.base import ACTIVE, Image
+from .._images.rest import Layer
+from .._libvirt import Backup, Chains
+from .._model import names, snapshot
+from .._model.actions import demand
+from .._model.domain import Disk, read_domain
+from .._model.snapshot import Manifest, Member
+from .._task import Context, Subject
+from .copying import Copied, Copier, Job, Upon, clean_up
+
+# Where libvirt keeps the managed save images of qemu:///system.
+_SAVES = "/var/lib/libvirt/qemu/save"
+ACTIONS = ("snapshot", "backup")
+
+
+def take(context: Context, vm: Subject) -> Plan:
+    """Make a snapshot or backup of a VM, unless it is there."""
+    guest, seen, state = vm.there()
+    ask = context.params
+    action = "backup" if ask["backup_type"] else "snapshot"
+    if not context.host.local:
+        raise Unsupported(
+            f"Snapshots of VM {guest.name} are made on its host itself, not through {context.host.uri}.",
+            hint="Run the task on the KVM host, with the default uri.",
+        )
+    _check(ask)
+    dead = _dead(vm)
+    demand(action, replace(state, running="") if dead else state, name=guest.name)
+
+    about = _About(context, guest.uuid)
+    name = _name(context, guest.name, about, dead)
+    there = next((each for each in about.complete if each.name == name), None)
+    work = _Work(context, vm, about, name, dead)
+    steps = [Step("clean_up", work.clean_up)] if dead else []
+    before: dict[str, t.Any] = {"image": name if there else ""}
+    if ask["backup_type"]:
+        before["backups"] = [each.name for each in about.backups(ask["backup_type"])]
+    after = {**before, "image": name}
+    if there is None:
+        work.prepare()
+        steps += work.steps()
+    if ask["rotation"]:
+        after["backups"], rotates = work.foresee(there)
+        if rotates or there is None:
+            steps.append(Step("rotate", lambda: work.rotate(there)))
+    elif ask["backup_type"] and there is None:
+        after["backups"] = [*before["backups"], name]
+    return Plan(
+        before=before,
+        after=after,
+        steps=steps,
+        action=action,
+        journaled=seen.persistent,
+        figures=tell(there) if there else {"left": dict(work.chosen.left)},
+    )
+
+
+def _check(ask: t.Mapping[str, t.Any]) -> None:
+    """See that the options go together."""
+    if not ask["backup_type"]:
+        for option in ("rotation", "incremental", "full_every"):
+            if ask[option]:
+                raise Invalid(f"Only backups have {option}.", hint="Say backup_type as well.")
+    for option, least in (("rotation", 1), ("full_every", 1), ("quiesce_timeout", 1), ("bandwidth", 0)):
+        if ask[option] is not None and ask[option] < least:
+            raise Invalid(f"The option {option} is {ask[option]}, and must be at least {least}.")
+
+
+def _dead(vm: Subject) -> Journal | None:
+    """The journal of a snapshot of this VM whose process died."""
+    journal = vm.instance.journal
+    if vm.seen is None or vm.seen.running is not None or journal is None:
+        return None
+    return journal if journal.ours and journal.action in ACTIONS else None
+
+
+class _About:
+    """What the store has of a VM."""
+
+    def __init__(self, context: Context, vm_uuid: str) -> None:
+        self.context = context
+        self.images = context.store.find(properties={"instance_uuid": vm_uuid})
+        self.complete = snapshot.complete(self.images)
+
+    def backups(self, backup_type: str) -> list[Manifest]:
+        """The complete backups of that type, the oldest first."""
+        return snapshot.newest_last(each for each in self.complete if each.backup_type == backup_type)
+
+
+class _Work:
+    """The steps that make one snapshot."""
+
+    def __init__(self, context: Context, vm: Subject, about: _About, name: str, dead: Journal | None) -> None:
+        self.context = context
+        self.vm = vm
+        self.about = about
+        self.name = name
+        self.left = _left(dead, about)
+        self.guest, self.seen, self.state = vm.there()
+        self.ask = context.params
+        self.action = "backup" if self.ask["backup_type"] else "snapshot"
+        # One that a run that died has started, with its CPUs stopped, is as good as off: it will be.
+        died_paused = self.state.condition == "paused" and self.left.get("started")
+        self.condition = "stopped" if died_paused else self.state.condition
+        self.chosen = snapshot.Chosen((), {})
+        self.job: Job | None = None
+        self.starts = False
+        self.why_full = ""
+        self.copied = Copied()
+        self.sealed: Manifest | None = None
+
+    # ---- looking
+
+    def prepare(self) -> None:
+        """Find out what is to be copied, and how."""
+        ask = self.ask
+        live = self.condition in ("running", "paused")
+        domain = read_domain(self.guest.xml(inactive=not live))
+        self.chosen = snapshot.choose(domain.disks, ask["disks"], name=self.guest.name)
+        self._check_options(live)
+        layers = {disk.target: self._layers(disk) for disk in self.chosen.disks}
+        self.starts = not live and self.condition == "stopped" and bool(ask["incremental"])
+        since = self._since(live or self.starts)
+        if since:
+            upon = {
+                target: Upon(member.id, member.sha256, member.virtual_size) for target, member in since.disks.items()
+            }
+        elif ask["form"] == snapshot.DELTA:
+            upon = {target: found for target, each in layers.items() if (found := self._parent(target, each))}
+        else:
+            upon = {}
+        if not live and not self.starts:
+            for target, each in layers.items():
+                if not each:
+                    raise Unsupported(
+                        f"VM {self.guest.name}: disk {target} lies on network storage, and cannot be copied while the"
+                        " VM is off.",
+                        hint="Start it first.",
+                    )
+        set_id = str(uuid.uuid4())
+        flavor, launch = self.seen.instance.flavor, self.seen.instance.launch
+        incremental = bool(ask["incremental"]) and (live or self.starts)
+        self.job = Job(
+            set_id=set_id,
+            name=self.name,
+            disks=self.chosen.disks,
+            layers=layers,
+            upon=upon,
+            properties=self._properties(),
+            min_disk=flavor.root if flavor else 0,
+            min_ram=flavor.memory if flavor else 0,
+            scratch=self._scratch(),
+            since=since,
+            checkpoint=snapshot.checkpoint_name(ask["backup_type"], set_id) if incremental else "",
+        )
+        if launch and launch.image_id:
+            self.job = replace(self.job, properties={**self.job.properties, "base_image_ref": launch.image_id})
+
+    def _check_options(self, live: bool) -> None:
+        ask = self.ask
+        if ask["memory"] and self.condition != "suspended":
+            raise Refused(
+                f"VM {self.guest.name} is {self.state.status}: only a suspended VM has its memory in a file.",
+                hint="Use vm_power with state: suspended first, or leave memory out.",
+            )
+        if ask["quiesce"] == "required" and self.condition != "running":
+            how = "its guest cannot act" if live else "its guest is not running"
+            raise Refused(
+                f"VM {self.guest.name} is {self.state.status}, so {how} and cannot be quiesced.",
+                hint="Say quiesce: preferred.",
+            )
+
+    def _layers(self, disk: Disk) -> tuple[Layer, ...]:
+        """The layers of a disk, from the top down; none for a disk that is on no storage of the host."""
+        images = (disk.image, *disk.backing)
+        if not disk.chain_known:
+            found = Chains(self.context.host).below(disk.image)
+            if not found.known:
+                lowest = found.layers[-1].image
+                raise Unsupported(
+                    f"VM {self.guest.name}: what disk {disk.target} consists of is not known beyond {lowest.source}.",
+                    hint="See that it can be read, and that every image declares the format of the one below it.",
+                )
+            images = tuple(layer.image for layer in found.layers)
+        if any(image.kind not in ("file", "block") for image in images):
+            return ()
+        return tuple(Layer(image.source, image.format, image.kind) for image in images)
+
+    def _since(self, live: bool) -> Manifest | None:
+        """The backup that this one is an increment of."""
+        ask = self.ask
+        if not ask["incremental"]:
+            return None
+        if not live:
+            self.why_full = "a suspended VM has no QEMU that knows what was written"
+            return None
+        backups = self.about.backups(ask["backup_type"])
+        # What libvirt does not list may be in the disks all the same; see Copier.
+        known = {each.checkpoint for each in backups}
+        every = ask["full_every"] or ask["rotation"] or 7
+        found = snapshot.increment(backups, known, [disk.target for disk in self.chosen.disks], every)
+        self.why_full = found.why
+        return found.parent
+
+    def _parent(self, target: str, layers: tuple[Layer, ...]) -> Upon:
+        """The image in the store that is a layer of the disk."""
+        store, storage = self.context.store, self.context.storage
+        if not layers:
+            raise Unsupported(
+                f"VM {self.guest.name}: there is no delta of disk {target}, as it is on no storage of the host.",
+                hint="Say form: full.",
+            )
+        for depth, layer in enumerate(layers[1:], 1):
+            base = storage.base_facts(layer.path)
+            if base is None:
+                continue
+            by_id = store.get(base.images.get(store.place, "")) if store.place in base.images else None
+            images = [by_id] if by_id and by_id.status == ACTIVE else self._all_images()
+            for image in images:
+                if image.same_content(base.size, base.digests):
+                    return Upon(image.id, base.sha256, base.virtual_size, depth)
+        bottom = layers[-1]
+        if len(layers) > 1 and storage.base_facts(bottom.path) is None and bottom.kind == "file":
+            size = os.path.getsize(bottom.path)
+            digests = {"sha256": storage.digest(bottom.path)}
+            for image in self._all_images():
+                if image.same_content(size, digests):
+                    return Upon(image.id, digests["sha256"], 0, len(layers) - 1)
+        raise Refused(
+            f"VM {self.guest.name}: there is no delta of disk {target}, as no image in {store.place} is what it is made"
+            " of.",
+            hint="Put its base image there with the module image, or say form: full.",
+            target=target,
+        )
+
+    def _all_images(self) -> list[Image]:
+        return self.context.once("images", self.context.store.find)
+
+    def _scratch(self) -> str:
+        """Where the guest's overwrites are put aside: beside the first disk that is a file."""
+        if self.ask["scratch"]:
+            return names.check_directory(self.ask["scratch"])
+        for disk in self.chosen.disks:
+            if disk.image.kind == "file":
+                return os.path.dirname(disk.image.source)
+        return "/var/lib/libvirt/images"
+
+    def _properties(self) -> dict[str, str]:
+        """As Nova writes them, and the user's."""
+        launch = self.seen.instance.launch
+        found = snapshot.inherited(launch.properties) if launch else {}
+        found.update(
+            instance_uuid=self.guest.uuid,
+            image_type=self.action,
+            image_location="snapshot",
+            image_state="available",
+        )
+        if self.ask["backup_type"]:
+            found["backup_type"] = self.ask["backup_type"]
+        for key, value in self.ask["properties"].items():
+            if key.startswith("kvmops_"):
+                raise Invalid(f"The property {key} is not the user's to set: its name is one of ours.")
+            found[key] = str(value)
+        return found
+
+    # ---- doing
+
+    def steps(self) -> list[Step]:
+        """From nothing to a complete set."""
+        job = self._demand_job()
+        self._begin_journal(job)
+        copy = [Step("copy_disks", self._copy, undo=self._take_back), Step("complete", self._complete)]
+        if not self.starts:
+            return copy
+        start = Step("start_paused", lambda: self.guest.start(paused=True), undo=self.guest.power_off)
+        return [start, *copy, Step("power_off", self.guest.power_off)]
+
+    def clean_up(self) -> None:
+        """Remove what a run that died has left."""
+        clean_up(self.context, self.guest, self.left)
+
+    def foresee(self, there: Manifest | None) -> tuple[list[str], bool]:
+        """The names of the backups after the rotation, and whether it removes any."""
+        backups = self.about.backups(self.ask["backup_type"])
+        if there is None:
+            backups = [*backups, self._future()]
+        rotation = snapshot.rotate(backups, self.ask["rotation"])
+        kept = snapshot.newest_last([*rotation.keep, *rotation.needed])
+        return [each.name for each in kept], bool(rotation.remove)
+
+    def _future(self) -> Manifest:
+        """The backup that will be made, as far as the rotation needs to know it."""
+        job = self._demand_job()
+        members = tuple(
+            Member(
+                role="disk",
+                id=snapshot.image_id(job.set_id, "disk", disk.target),
+                size=0,
+                sha256="",
+                target=disk.target,
+                parent=job.upon[disk.target].image if disk.target in job.upon else "",
+            )
+            for disk in job.disks
+        )
+        return Manifest(
+            set_id=job.set_id,
+            name=self.name,
+            vm=self.guest.name,
+            vm_uuid=self.guest.uuid,
+            kind=self.action,
+            at=stamp(self.context.clock.now()),
+            quiesced=False,
+            state=self.condition,
+            members=members,
+            backup_type=self.ask["backup_type"],
+        )
+
+    def _demand_job(self) -> Job:
+        if self.job is None:
+            raise NotFound(f"There is nothing to copy of VM {self.guest.name}.")
+        return self.job
+
+    def _begin_journal(self, job: Job) -> None:
+        """What a later run would have to remove, together with what an earlier one has left."""
+        targets = [disk.target for disk in job.disks]
+        left = self.left
+        self.vm.journal = Journal.begin(
+            self.action,
+            self.context.clock.now(),
+            name=self.name,
+            images=[*left.get("images", []), *job.ids],
+            scratch=[
+                *left.get("scratch", []),
+                *(path(target) for target in targets for path in (job.scratch_file, job.packed_file)),
+            ],
+            checkpoints=[*left.get("checkpoints", []), *([job.checkpoint] if job.checkpoint else [])],
+            disks=sorted(
+                {
+                    *left.get("disks", []),
+                    *(disk.image.source for disk in job.disks if disk.image.format == "qcow2"),
+                }
+            ),
+            quiesce=self.ask["quiesce"] != "never" or bool(left.get("quiesce")),
+            started=self.starts,
+        )
+
+    def _copy(self) -> dict[str, t.Any]:
+        copier = Copier(self.context, self.guest, self._demand_job(), self.vm.tell)
+        live = self.condition in ("running", "paused")
+        self.copied = copier.copied
+        if live or self.starts:
+            running = self.condition == "running"
+            copier.live(quiesce=self.ask["quiesce"] if running else "never", paused=not running)
+        else:
+            copier.still()
+            if self.ask["memory"]:
+                copier.memory(f"{_SAVES}/{self.guest.name}.save")
+        held = self.copied.held
+        figures: dict[str, t.Any] = {"quiesced": held.quiesced, "held_ms": held.milliseconds}
+        if self.ask["quiesce"] != "never" and not held.quiesced and live:
+            figures["not_quiesced"] = held.why or "its CPUs are stopped"
+        if self.ask["incremental"]:
+            figures["increment"] = self.copied.increment
+            if not self.copied.increment:
+                figures["why_full"] = self.copied.why_full or self.why_full
+        return figures
+
+    def _take_back(self) -> None:
+        journal = self.vm.journal
+        if self.sealed is None and journal is not None:
+            clean_up(self.context, self.guest, {**journal.data, "started": False})
+
+    def _complete(self) -> dict[str, t.Any]:
+        """Write the manifest, once every image is seen to be whole."""
+        job, copied = self._demand_job(), self.copied
+        store = self.context.store
+        for member in copied.members:
+            image = store.get(member.id)
+            if image is None or image.status != ACTIVE or image.size != member.size:
+                raise NotFound(f"Image {member.id} of the snapshot {self.name} is not in {store.place} any more.")
+        manifest = Manifest(
+            set_id=job.set_id,
+            name=self.name,
+            vm=self.guest.name,
+            vm_uuid=self.guest.uuid,
+            kind=self.action,
+            at=copied.at,
+            quiesced=copied.held.quiesced,
+            state=self.condition,
+            members=tuple(copied.members),
+            backup_type=self.ask["backup_type"] or "",
+            checkpoint=copied.checkpoint,
+            left=dict(self.chosen.left),
+        )
+        first = store.get(copied.members[0].id)
+        if first is not None:
+            store.update(first, properties={snapshot.MANIFEST: manifest.dump()})
+        self.sealed = manifest
+        if copied.checkpoint:
+            self._drop_old_checkpoints(copied.checkpoint)
+        return tell(manifest)
+
+    def _drop_old_checkpoints(self, newest: str) -> None:
+        """An increment begins at the newest backup, so the checkpoints of earlier ones are of no use any more. Those
+        of a VM that is off stay until it runs."""
+        if not self.guest.active():
+            return
+        backup = Backup(self.guest, self.context.clock)
+        for name in snapshot.own_checkpoints(backup.checkpoints(), self.ask["backup_type"]):
+            if name != newest:
+                backup.drop_checkpoint(name)
+
+    def rotate(self, there: Manifest | None) -> dict[str, t.Any]:
+        """Remove the backups that have had their time. The new one counts, and only complete ones do."""
+        backups = _About(self.context, self.guest.uuid).backups(self.ask["backup_type"])
+        mine = there or self.sealed
+        if mine is None or mine.set_id not in [each.set_id for each in backups]:
+            raise NotFound(f"The backup {self.name} is not in {self.context.store.place} any more: none is removed.")
+        rotation = snapshot.rotate(backups, self.ask["rotation"])
+        removed, kept = [], {each.name: "later increments build upon it" for each in rotation.needed}
+        for each in reversed(rotation.remove):  # increments before what they build upon
+            why = why_kept(self.context, each)
+            if why:
+                kept[each.name] = why
+                continue
+            remove_set(self.context, each)
+            removed.append(each.name)
+        return {"removed_backups": removed, "kept_backups": kept}
+
+
+def why_kept(context: Context, manifest: Manifest) -> str:
+    """Why a set must not be removed, or nothing."""
+    mine = {member.id for member in manifest.members}
+    for member in manifest.members:
+        others = context.store.find(properties={snapshot.PARENT: member.id})
+        if any(other.id not in mine for other in others):
+            return "other images build upon it: " + ", ".join(sorted(other.name for other in others))
+        image = context.store.get(member.id)
+        if image and image.protected:
+            return f"the image {image.name} is protected"
+    return ""
+
+
+def remove_set(context: Context, manifest: Manifest) -> None:
+    """Remove all images of a set. The one with the manifest goes last: it leads a later run to the others."""
+    for member in reversed(manifest.members):
+        context.store.delete(member.id)
+
+
+def tell(manifest: Manifest) -> dict[str, t.Any]:
+    """A set, for results."""
+    return {
+        "image": manifest.name,
+        "images": [
+            {
+                "id": member.id,
+                "role": member.role,
+                "disk": member.target,
+                "form": member.form,
+                "parent": member.parent,
+                "size": member.size,
+                "sha256": member.sha256,
+                "virtual_size": member.virtual_size,
+            }
+            for member in manifest.members
+        ],
+        "bytes": manifest.size,
+        "at": manifest.at,
+        "quiesced": manifest.quiesced,
+        "left": dict(manifest.left),
+    }
+
+
+def _name(context: Context, vm: str, about: _About, dead: Journal | None) -> str:
+    """The name of the snapshot: as given, or made of the VM, the type of backup and the time. A backup that died when
+    its images were whole is finished, and keeps its name."""
+    ask = context.params
+    if ask["image"]:
+        return str(ask["image"])
+    if not ask["backup_type"]:
+        raise Invalid("A snapshot needs a name.", hint="Say it with image; only backups get one by themselves.")
+    if dead:
+        for each in about.backups(ask["backup_type"]):
+            if each.name == dead.data.get("name"):
+                return each.name
+    at = stamp(context.clock.now()).replace(":", "").replace("-", "")
+    return f"{vm}-{ask['backup_type']}-{at}"
+
+
+def _left(dead: Journal | None, about: _About) -> dict[str, t.Any]:
+    """What a run that died has left behind: what its journal names, without what became a complete set."""
+    if dead is None:
+        return {}
+    whole = {member.id for each in about.complete for member in each.members}
+    points = {each.checkpoint for each in about.complete}
+    return {
+        **dead.data,
+        "images": [image for image in dead.data.get("images", []) if image not in whole],
+        "checkpoints": [name for name in dead.data.get("checkpoints", []) if name not in points],
+    }
+
+
+def remove(context: Context, vm: Subject) -> Plan:
+    """Remove a snapshot with all its images, also of a VM that is gone."""
+    name = context.params["image"]
+    if not name:
+        raise Invalid("Which snapshot is to be removed has to be said.", hint="Say its name with image.")
+    named = vm.guest.uuid if vm.guest else vm.name
+    found = [
+        manifest
+        for image in context.store.find()
+        for manifest in _manifests(image)
+        if manifest.name == name and named in (manifest.vm_uuid, manifest.vm)
+    ]
+    dead = _dead(vm)
+    left = _left(dead, _About(context, vm.guest.uuid)) if dead and vm.guest else {}
+    if left.get("name") != name:
+        left = {}
+    before = {"image": name if found or left else ""}
+    if not before["image"]:
+        return Plan(before=before, after=before)
+    for manifest in found:
+        why = why_kept(context, manifest)
+        if why:
+            raise Refused(
+                f"The snapshot {name} of VM {vm.name} is kept: {why}.",
+                hint="Remove those first, or take the protection away with the module image.",
+            )
+
+    def delete() -> dict[str, t.Any]:
+        for manifest in found:
+            remove_set(context, manifest)
+        return {"removed_images": [member.id for manifest in found for member in manifest.members]}
+
+    steps = [Step("clean_up", lambda: clean_up(context, vm.guest, left))] if left else []
+    if found:
+        steps.append(Step("delete", delete))
+    return Plan(
+        before=before,
+        after={"image": ""},
+        steps=steps,
+        action=dead.action if dead and left else "snapshot",
+        journaled=bool(left),
+    )
+
+
+def _manifests(image: Image) -> list[Manifest]:
+    """The manifest that an image has, whether or not the set is whole."""
+    try:
+        return [Manifest.load(image.properties[snapshot.MANIFEST])] if snapshot.MANIFEST in image.properties else []
+    except (Invalid, Unsupported):
+        return []
