@@ -6,7 +6,8 @@
 
 An image that is being made carries a mark, :data:`UNVERIFIED`, which goes when Glance was seen to have what was sent:
 Glance itself calls an image ``active`` whose upload ended early, when a proxy or an expired token made it look whole.
-Nothing is sent twice into one image: Glance keeps it in a status of which only deletion leads out.
+The mark tells which process set it, so the next one on this machine removes what a dead one left. Nothing is sent twice
+into one image: Glance keeps it in a status of which only deletion leads out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import contextlib
 import html
 import json
 import os
+import platform
 import re
 import time
 import typing as t
@@ -46,7 +48,9 @@ from .content import Hashes, hashed, verified
 Change = t.Mapping[str, t.Any]  # an operation of a JSON patch
 
 SHA256 = "kvmops_sha256"
+# A property that tells who is making the image, and a tag that it is found by.
 UNVERIFIED = "kvmops_unverified"
+_TAG = "kvmops-unverified"
 
 # Seconds to connect, and of silence. A socket that is written to has the first. After the last byte of an upload,
 # Glance may have to finish an object in a store of its own.
@@ -73,6 +77,7 @@ _ATTRIBUTES = frozenset(
         *("created_at", "updated_at", "tags", "self", "file", "schema", "locations", "direct_url", "stores"),
     }
 )
+_WRITER = re.compile(r"(?P<pid>[0-9]{1,9}) (?P<since>[0-9]*) (?P<node>.*)")
 _SECRET = re.compile(r"password|secret|token|passcode|credential", re.IGNORECASE)
 
 
@@ -231,6 +236,7 @@ class GlanceStore:
                 f"Failed to store image {new.name}: {self.place} has an image {new.id} already,"
                 f" which is {there.status}."
             )
+        self._sweep()
         try:
             return self._create(new, content)
         except _NotBegun as exc:
@@ -243,7 +249,8 @@ class GlanceStore:
         what = f"store image {new.name} in {self.place}"
         record = {
             **new.properties,
-            UNVERIFIED: "true",
+            UNVERIFIED: _writer(os.getpid()),
+            "tags": [_TAG],
             "id": new.id,
             "name": new.name,
             "disk_format": new.disk_format,
@@ -265,10 +272,20 @@ class GlanceStore:
         self._compare(what, image, len(content), sent)
         changes: list[Change] = [
             {"op": "remove", "path": f"/{UNVERIFIED}"},
+            {"op": "replace", "path": "/tags", "value": []},
             {"op": "add", "path": f"/{SHA256}", "value": sent["sha256"]},
             {"op": "replace", "path": "/protected", "value": new.protected},
         ]
         return self._image(self._patch(what, new.id, changes))
+
+    def _sweep(self) -> None:
+        """Remove what processes of this machine left that are dead."""
+        with contextlib.suppress(LifecycleError):  # it is not what we are here for
+            params = {"tag": _TAG, "limit": _PAGE}
+            for record in self._json("look for images", "GET", "/images", params=params)["images"]:
+                found = _WRITER.fullmatch(str(record.get(UNVERIFIED)))
+                if found and found["node"] == platform.node() and _writer(int(found["pid"])) != found[0]:
+                    self.delete(str(record["id"]))
 
     def _upload(self, what: str, image_id: str, body: _Body) -> None:
         headers = {
@@ -556,6 +573,17 @@ def _named_errors() -> t.Iterator[None]:
         raise
     except Exception as exc:
         raise openstack.exceptions.ConfigException(str(exc)) from exc
+
+
+def _writer(pid: int) -> str:
+    """Which process: its number, when it began in ticks since the machine was started (proc(5); nothing when there is
+    none), and the machine."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            since = file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        since = ""
+    return f"{pid} {since} {platform.node()}"
 
 
 def _secrets(auth: t.Mapping[str, t.Any]) -> list[str]:
