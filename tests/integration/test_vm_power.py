@@ -132,6 +132,19 @@ def test_a_hanging_agent_ends_with_the_plug(lab: Lab, play: Playbook, launch: La
     assert lab.state("kvm1", "a").startswith("shut off")
 
 
+def test_a_guest_whose_agent_hangs_is_asked_by_acpi(lab: Lab, play: Playbook, launch: Launch) -> None:
+    launch("a")
+    lab.booted("kvm1", "a").execute("killall -STOP qemu-ga", wait=False)
+    tasks = [
+        task("vm_power", name="a", state="paused"),
+        task("vm_power", name="a", state="running"),  # sets the guest's clock, if its agent answers
+        task("vm_power", name="a", state="stopped", shutdown_timeout=40),
+    ]
+    told = play(tasks).ok()["result"]
+    assert told["vms"][0]["figures"]["shutdown"] == "guest"
+    assert lab.state("kvm1", "a").startswith("shut off")
+
+
 def is_asleep(lab: Lab, name: str) -> bool:
     """Whether the guest suspended itself to memory."""
     return lab.state("kvm1", name).startswith("pmsuspended")

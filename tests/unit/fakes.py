@@ -57,6 +57,7 @@ class FakeGuest(Guest):
         all.
     :param deaf_for: Seconds after a boot in which requests are not heard.
     :param agent_after: Seconds from boot until its agent opens the channel; ``None`` without an agent.
+    :param agent_hangs: Whether its agent holds the channel open and answers nothing.
     :param agent_ends: Whether its agent ends with the first request to shut down that is heard, whatever comes of it.
     :param saved_as: What the guest in the managed save image was doing.
     :param image: What the guest was doing that is in the managed save image; empty without one.
@@ -75,6 +76,7 @@ class FakeGuest(Guest):
         deaf_for: float = 0,
         agent_after: float | None = None,
         agent_ends: bool = False,
+        agent_hangs: bool = False,
         saved_as: str = "running",
         persistent: bool = True,
         refuses: t.Mapping[str, str] | None = None,
@@ -88,6 +90,7 @@ class FakeGuest(Guest):
         self.deaf_for = deaf_for
         self.agent_after = agent_after
         self.agent_ends = agent_ends
+        self.agent_hangs = agent_hangs
         self.persistent = persistent
         self.refuses = dict(refuses or {})
         self.memory = Instance()
@@ -96,6 +99,7 @@ class FakeGuest(Guest):
         self.off_at = clock.seconds + (goes_down_after or 0) if condition == "going_down" and goes_down_after else None
         self.boots = 0
         self.asked: list[float] = []
+        self.ways: list[str] = []
         self.times_set = 0
 
     # ---- looking
@@ -125,6 +129,11 @@ class FakeGuest(Guest):
         ended = self.agent_ends and any(at >= self.booted_at + self.deaf_for for at in self.asked)
         return self.condition == "running" and not ended and self.clock.seconds >= self.booted_at + self.agent_after
 
+    def agent_answers(self) -> bool:
+        if self.agent_hangs:
+            self.clock.sleep(5)
+        return not self.agent_hangs
+
     def recall(self, *, persistent: bool = True) -> Instance:
         return self.memory
 
@@ -148,6 +157,7 @@ class FakeGuest(Guest):
     def ask_to_shut_down(self, mode: str) -> None:
         self._need("ask_to_shut_down", "running", "paused", "going_down")
         self.asked.append(self.clock.seconds)
+        self.ways.append(mode)
         heard = self.condition == "running" and self.clock.seconds >= self.booted_at + self.deaf_for
         if heard and self.goes_down_after is not None:
             self.condition = "going_down"

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing as t
 import xml.etree.ElementTree as ET
 
@@ -15,6 +16,7 @@ except ImportError:  # run_module() tells the user
     libvirt = None
 
 from .._core import lock
+from .._core.errors import LifecycleError, Unreachable
 from .._model import instance as memory
 from .._model.instance import Instance
 from .._model.status import Observation
@@ -24,6 +26,8 @@ if t.TYPE_CHECKING:
     from .host import Host
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
+# Seconds that an agent has which has nothing to do but to answer.
+AGENT_PATIENCE = 5
 
 
 class Guest:
@@ -167,8 +171,9 @@ class Guest:
     def set_time(self) -> bool:
         """Set the guest's clock to now through its agent, best effort as in Nova; whether it worked."""
         try:
-            self.domain.setTime(flags=libvirt.VIR_DOMAIN_TIME_SYNC)
-        except libvirt.libvirtError:
+            with self.answering_within(AGENT_PATIENCE):
+                self.domain.setTime(flags=libvirt.VIR_DOMAIN_TIME_SYNC)
+        except (libvirt.libvirtError, LifecycleError):
             return False
         return True
 
@@ -181,6 +186,25 @@ class Guest:
         """
         with doing(f"set the time that the agent of VM {self.name} has to answer"):
             self.domain.agentSetResponseTimeout(seconds, 0)
+
+    def agent_answers(self) -> bool:
+        """Whether the guest agent does more than hold its channel open. One that hangs is given five seconds."""
+        with self.answering_within(AGENT_PATIENCE):
+            try:
+                with doing(f"ask the agent of VM {self.name} for the time"):
+                    self.domain.getTime()
+            except LifecycleError as exc:
+                return not isinstance(exc, Unreachable)  # one that has frozen the guest refuses, and so answers
+        return True
+
+    @contextlib.contextmanager
+    def answering_within(self, seconds: int) -> t.Iterator[None]:
+        """Give the agent that time for each answer in the body."""
+        self.set_agent_timeout(seconds)
+        try:
+            yield
+        finally:
+            self.set_agent_timeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
 
     def freeze(self) -> int:
         """Freeze the guest's file systems (virDomainFSFreeze); how many."""

@@ -10,7 +10,7 @@ import typing as t
 from dataclasses import dataclass
 
 from .._core.clock import Clock, wait_until
-from .._core.errors import LifecycleError, NotFound, TimedOut
+from .._core.errors import LifecycleError, NotFound, TimedOut, Unreachable
 from .._model.status import PAUSED, RUNNING, SHUTOFF, SHUTOFF_SHUTDOWN
 from .guest import Guest
 
@@ -129,6 +129,19 @@ class Power:
         # A guest that was asked to shut down and hangs in it may have ended its agent first.
         self._had_agent = self._had_agent or bool(self.guest.agent_connected())
 
+    def _ask(self) -> None:
+        """Ask the guest to shut down. libvirt waits a minute for an agent that hangs, whatever our patience: so it is
+        asked something quick first.
+
+        :raises Unreachable: Only the agent may ask it, and it does not answer.
+        """
+        mode = self.patience.mode
+        if mode != "acpi" and self.guest.agent_connected() and not self.guest.agent_answers():
+            if mode == "agent":
+                raise Unreachable(f"The agent of VM {self.guest.name} does not answer.")
+            mode = "acpi"
+        self.guest.ask_to_shut_down(mode)
+
     def _set_time(self) -> None:
         if self.guest.agent_connected():
             self.guest.set_time()
@@ -165,7 +178,7 @@ class Power:
                 asked_at = self.clock.monotonic()
                 asked += 1
                 try:
-                    self.guest.ask_to_shut_down(self.patience.mode)
+                    self._ask()
                 except LifecycleError as exc:  # no agent, or it went down this very moment: the plug is there
                     refused.append(str(exc))
             return None

@@ -179,6 +179,27 @@ def test_what_was_remembered_since_the_save_is_written_into_the_restored_domain(
     assert guest.live == guest.memory
 
 
+def test_a_guest_whose_agent_hangs_is_asked_by_acpi(clock: JumpingClock) -> None:
+    guest = FakeGuest("running", clock, agent_after=0, agent_hangs=True, goes_down_after=3)
+    told = power(guest).operate("shut_down")
+    assert told["shutdown"] == "guest"
+    assert guest.ways == ["acpi"]
+
+
+def test_a_guest_whose_agent_answers_is_asked_as_libvirt_chooses(clock: JumpingClock) -> None:
+    guest = FakeGuest("running", clock, agent_after=0, goes_down_after=3)
+    power(guest).operate("shut_down")
+    assert guest.ways == ["auto"]
+
+
+def test_a_hanging_agent_that_alone_may_ask_is_told(clock: JumpingClock) -> None:
+    guest = FakeGuest("running", clock, agent_after=0, agent_hangs=True, goes_down_after=3)
+    told = power(guest, Patience("agent", timeout=60)).operate("shut_down")
+    assert told["shutdown"] == "forced"
+    assert told["shutdown_refusals"] == ["The agent of VM web1 does not answer."]
+    assert guest.ways == []
+
+
 def test_a_guest_that_was_not_running_gets_the_time_from_its_agent(clock: JumpingClock) -> None:
     for condition, operation, sets in (
         ("paused", "resume", 1),
