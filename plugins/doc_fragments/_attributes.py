@@ -13,8 +13,6 @@ class ModuleDocFragment:
     DOCUMENTATION = r"""
 options: {}
 requirements:
-  - "libvirt-python on the machine on which the module runs (package C(python3-libvirt))"
-  - "libvirt 8.0 or newer on the KVM host"
   - "Python 3.9 or newer on the machine on which the module runs"
 attributes:
   check_mode:

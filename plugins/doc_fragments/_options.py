@@ -12,6 +12,9 @@ class ModuleDocFragment:
 
     # connection()
     DOCUMENTATION = r"""
+requirements:
+  - "libvirt-python on the machine on which the module runs (package C(python3-libvirt))"
+  - "libvirt 8.0 or newer on the KVM host"
 options:
   uri:
     description:

@@ -5,7 +5,8 @@
 """Look, plan, act, report: the only place that knows check mode, diff, ``exit_json`` and ``fail_json``.
 
 A module that acts gives :func:`run_module` one function that looks at one VM and returns a :class:`.Plan`. A module
-that only looks gives :func:`run_query` one function that returns the result.
+that only looks gives :func:`run_query` one function that returns the result. Those that are about images and not about
+VMs give theirs to :func:`run_images` and :func:`run_images_query`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import contextlib
 import os
 import time
 import typing as t
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
@@ -25,15 +26,18 @@ from ._core.journal import Journal
 from ._core.plan import Plan
 from ._core.spec import Spec
 from ._core.workers import spread
+from ._images import Image, open_store
 from ._libvirt import MISSING, Bulk, Guest, open_host, pick, storage_of
 from ._model.actions import ACTIONS
-from ._task import Context, Subject
+from ._task import Context, StoreContext, Subject
 
 Result = dict[str, t.Any]
 
 
 Decide = t.Callable[[Context, Subject], Plan]
 Ask = t.Callable[[Context], Result]
+DecideImages = t.Callable[[StoreContext], Plan]
+AskImages = t.Callable[[StoreContext], t.Sequence[Image]]
 
 
 def run_module(
@@ -79,12 +83,55 @@ def run_query(spec: Spec, ask: Ask, **options: t.Any) -> None:
     module.exit_json(changed=False, **found)
 
 
+def run_images(spec: Spec, decide: DecideImages, **options: t.Any) -> None:
+    """Run a module that acts on the images of a store; it needs no libvirt.
+
+    :param spec: Argument spec; it has the part ``image_store`` of :mod:`._core.spec`.
+    :param decide: Looks, and returns the plan, for which ``images`` of its context tells what will be there.
+    """
+    module = _module(spec, libvirt=False, **options)
+    context = _open(module)
+    taken: list[str] = []
+    told: Result = {"changed": False, "steps": taken}
+    try:
+        plan = decide(context)
+        for step in plan.steps:
+            if not module.check_mode:
+                step.do()
+                told["changed"] = True
+            taken.append(step.name)
+    except LifecycleError as exc:
+        _fail(module, exc, **told)
+    finally:
+        context.store.close()
+    if module._diff:
+        told["diff"] = [plan.diff(module.params["name"])] if plan.changed else []
+    for warning in plan.warnings:
+        module.warn(warning)
+    module.exit_json(
+        **{**told, "changed": plan.changed}, images=[_tell_image(context, each) for each in context.images]
+    )
+
+
+def run_images_query(spec: Spec, ask: AskImages, **options: t.Any) -> None:
+    """Run a module that only looks at the images of a store."""
+    module = _module(spec, libvirt=False, **options)
+    context = _open(module)
+    try:
+        found = ask(context)
+    except LifecycleError as exc:
+        _fail(module, exc)
+    finally:
+        context.store.close()
+    module.exit_json(changed=False, images=[_tell_image(context, each) for each in found])
+
+
 # ---- around the work
 
 
-def _module(spec: Spec, **options: t.Any) -> AnsibleModule:
+def _module(spec: Spec, *, libvirt: bool = True, **options: t.Any) -> AnsibleModule:
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True, **options)
-    if MISSING is not None:
+    if libvirt and MISSING is not None:
         module.fail_json(
             msg=missing_required_lib("libvirt-python", url="https://libvirt.org/python.html"), exception=MISSING
         )
@@ -99,8 +146,19 @@ def _connect(module: AnsibleModule) -> Context:
     return Context(host=host, params=module.params, clock=Clock(), storage=storage_of(host))
 
 
-def _fail(module: AnsibleModule, exc: LifecycleError) -> t.NoReturn:
-    module.fail_json(msg=str(exc), code=exc.code, details=exc.details)
+def _open(module: AnsibleModule) -> StoreContext:
+    try:
+        return StoreContext(open_store(module.params["image_store"]), module.params)
+    except LifecycleError as exc:
+        _fail(module, exc)
+
+
+def _tell_image(context: StoreContext, image: Image) -> Result:
+    return {**asdict(image), "store": context.store.place}
+
+
+def _fail(module: AnsibleModule, exc: LifecycleError, **told: t.Any) -> t.NoReturn:
+    module.fail_json(msg=str(exc), code=exc.code, details=exc.details, **told)
     raise AssertionError("fail_json returned")
 
 

@@ -15,7 +15,7 @@ from ._core.clock import Clock
 from ._core.errors import NotFound
 from ._core.journal import Journal
 from ._core.lock import Tell
-from ._images import Store, open_store
+from ._images import Image, Store, open_store
 from ._libvirt import Chains, Guest, Host, Storage
 from ._model import status
 from ._model.instance import Instance
@@ -62,6 +62,19 @@ class Context:
             self.store.close()
         self.storage.close()
         self.host.close()
+
+
+@dataclass
+class StoreContext:
+    """What the function of a module is handed that is about images, and not about VMs.
+
+    :param params: The task's options.
+    :param images: For the result: as they were found or, by a plan, will be. A step puts in what came of it.
+    """
+
+    store: Store
+    params: t.Mapping[str, t.Any]
+    images: list[Image] = field(default_factory=list)
 
 
 @dataclass

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import typing as t
 
-from .base import Content, Image, NewImage, Store, resolve
-from .content import FileContent, digests_of
+from .base import Content, Image, NewImage, Store, is_identifier, resolve
+from .content import FileContent, VerifiedContent, digests_of
 from .directory import DirectoryStore
 from .formats import ImageFacts, inspect_image
 from .nocloud import NoCloud
@@ -22,8 +22,10 @@ __all__ = [
     "NewImage",
     "NoCloud",
     "Store",
+    "VerifiedContent",
     "digests_of",
     "inspect_image",
+    "is_identifier",
     "open_store",
     "resolve",
 ]

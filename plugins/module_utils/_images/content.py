@@ -54,6 +54,29 @@ class FileContent:
             raise Invalid(f"{self.called} was changed while it was read.", hint="Run the task again.")
 
 
+class VerifiedContent:
+    """A content that must have these hashes.
+
+    :param called: What it is called in errors.
+    """
+
+    def __init__(self, content: Content, digests: t.Mapping[str, str], called: str) -> None:
+        self._content = content
+        self._digests = digests
+        self._called = called
+
+    def __len__(self) -> int:
+        """All bytes."""
+        return len(self._content)
+
+    def __iter__(self) -> t.Iterator[Block]:
+        """The blocks; the last one only when all of them have the hashes.
+
+        :raises Invalid: They have not.
+        """
+        return verified(self._content, size=len(self), digests=self._digests, called=self._called)
+
+
 def _identity(fd: int) -> tuple[int, int, int]:
     found = os.fstat(fd)
     return found.st_ino, found.st_size, found.st_mtime_ns
@@ -146,4 +169,4 @@ def _compare(seen: int, size: int, found: t.Mapping[str, str], wanted: t.Mapping
         raise Invalid(f"{called} is damaged: it has {seen} bytes instead of {size}.")
     wrong = sorted(name for name in wanted if found[name] != wanted[name])
     if wrong:
-        raise Invalid(f"{called} is damaged: its {' and '.join(wrong)} is not what the store tells.")
+        raise Invalid(f"{called} is damaged: its {' and '.join(wrong)} is not the one that was told.")

@@ -26,6 +26,13 @@ except ImportError:  # told when an image is inspected
 # too).
 _LOOKS = {"qcow2": ("qcow2",), "raw": ("raw", "gpt", "iso")}
 
+if format_inspector is not None:
+
+    class _Qcow2(format_inspector.QcowInspector):
+        """Knows subclusters as well, which is incompatible feature 4 ("QCow2 Image Format"): they refer to nothing."""
+
+        I_FEATURES_MAX_BIT = 5
+
 
 @dataclass(frozen=True)
 class ImageFacts:
@@ -71,12 +78,13 @@ def inspect_image(path: str, declared: str, called: str = "") -> ImageFacts:
         if kind not in _LOOKS[declared]:
             raise Invalid(
                 f"Image {name} is declared as {declared}, but it is {kind}.",
-                hint=f"Say what it is with image_format, or convert it: qemu-img convert -f {kind} -O qcow2 …",
+                hint="Say what it is with image_format or disk_format, or convert it:"
+                f" qemu-img convert -f {kind} -O qcow2 …",
                 declared=declared,
                 found=kind,
             )
         if found:
-            found.safety_check()
+            (_Qcow2.from_file(path) if kind == "qcow2" else found).safety_check()
     except format_inspector.SafetyCheckFailed as exc:
         raise Invalid(
             f"Image {name} is refused: {_reasons(exc)}.",
