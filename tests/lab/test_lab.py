@@ -744,10 +744,10 @@ def test_glance_after_sigkill(victim: str) -> None:
     assert traces(other) == []
 
 
-def killed_up(moment: float) -> None:
+def killed_up(moment: float, *options: str) -> None:
     environment = {**os.environ, "KVMOPS_LAB": OTHER}
     environment.pop("KVMOPS_LAB_DIR", None)
-    words = [str(PROGRAM), "up", "--hosts", "2"]
+    words = [str(PROGRAM), "up", "--hosts", "2", *options]
     with subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL) as child:
         time.sleep(moment)
         child.kill()
@@ -771,6 +771,21 @@ def test_up_after_sigkill_of_up() -> None:
     assert pings(other, "kvm1", "kvm2")
     lab_command(OTHER, "down")
     assert traces(other) == []
+
+
+def test_glance_after_sigkill_of_up() -> None:
+    other = Lab(OTHER, str(BASE / OTHER))
+    for moment in (0.8, 1.2, 1.6, 2.4):
+        killed_up(moment, "--glance")
+    lab_command(OTHER, "up", "--glance")
+    assert lab_command(OTHER, "status").returncode == 0
+    assert glance.Client(other).images() == []
+    killed_up(0.5, "--glance")
+    lab_command(OTHER, "down")
+    for moment in (1.2, 2.4):
+        killed_up(moment, "--glance")
+        lab_command(OTHER, "down")
+        assert traces(other) == [], f"killed after {moment} s"
 
 
 def test_down_of_a_running_lab(lab: Lab, guest: Guest) -> None:
