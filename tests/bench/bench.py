@@ -24,7 +24,7 @@ from pathlib import Path
 import ansible
 import yaml
 
-from tests.integration.harness import LAB, REPO, Lab, run
+from tests.integration.harness import REPO, Lab, run
 
 HOST = "kvm1"
 PYTHON = "/usr/bin/python3"
