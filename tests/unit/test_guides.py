@@ -26,6 +26,8 @@ ACTIONS = {
     "vm absent, reclaim_after": "soft_delete",
     "vm absent": "delete",
     "vm restored": "restore",
+    "vm_snapshot": "snapshot",
+    "vm_rebuild": "rebuild",
     "vm_lock": "lock",
     "vm_status": "reset_state",
 }
