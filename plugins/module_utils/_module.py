@@ -37,6 +37,7 @@ Result = dict[str, t.Any]
 Decide = t.Callable[[Context, Subject], Plan]
 Ask = t.Callable[[Context], Result]
 DecideImages = t.Callable[[StoreContext], Plan]
+DecideHost = t.Callable[[Context], Plan]
 AskImages = t.Callable[[StoreContext], t.Sequence[Image]]
 
 
@@ -83,23 +84,26 @@ def run_query(spec: Spec, ask: Ask, **options: t.Any) -> None:
     module.exit_json(changed=False, **found)
 
 
-def run_images(spec: Spec, decide: DecideImages, **options: t.Any) -> None:
+def run_images(
+    spec: Spec, decide: DecideImages, *, on_host: t.Mapping[str, DecideHost] | None = None, **options: t.Any
+) -> None:
     """Run a module that acts on the images of a store; it needs no libvirt.
 
     :param spec: Argument spec; it has the part ``image_store`` of :mod:`._core.spec`.
     :param decide: Looks, and returns the plan, for which ``images`` of its context tells what will be there.
+    :param on_host: For values of the option ``state`` that are about a KVM host and not about a store: looks at the
+        host, and returns the plan, whose figures are the result. They need the parts ``connection`` of the spec, and
+        libvirt.
     """
     module = _module(spec, libvirt=False, **options)
+    if on_host and module.params["state"] in on_host:
+        _run_on_host(module, on_host[module.params["state"]])
+        return
     context = _open(module)
-    taken: list[str] = []
-    told: Result = {"changed": False, "steps": taken}
+    told: Result = {"changed": False, "steps": []}
     try:
         plan = decide(context)
-        for step in plan.steps:
-            if not module.check_mode:
-                step.do()
-                told["changed"] = True
-            taken.append(step.name)
+        _do(module, plan, told)
     except LifecycleError as exc:
         _fail(module, exc, **told)
     finally:
@@ -111,6 +115,31 @@ def run_images(spec: Spec, decide: DecideImages, **options: t.Any) -> None:
     module.exit_json(
         **{**told, "changed": plan.changed}, images=[_tell_image(context, each) for each in context.images]
     )
+
+
+def _run_on_host(module: AnsibleModule, decide: DecideHost) -> None:
+    _demand_libvirt(module)
+    context = _connect(module)
+    told: Result = {"changed": False, "steps": []}
+    try:
+        plan = decide(context)
+        _do(module, plan, told)
+    except LifecycleError as exc:
+        _fail(module, exc, **told)
+    finally:
+        context.close()
+    if module._diff:
+        told["diff"] = [plan.diff(context.host.name)] if plan.changed else []
+    module.exit_json(**{**told, "changed": plan.changed}, **plan.figures)
+
+
+def _do(module: AnsibleModule, plan: Plan, told: Result) -> None:
+    """Carry out a plan that nobody else can be in the way of, and note in *told* what was done."""
+    for step in plan.steps:
+        if not module.check_mode:
+            step.do()
+            told["changed"] = True
+        told["steps"].append(step.name)
 
 
 def run_images_query(spec: Spec, ask: AskImages, **options: t.Any) -> None:
@@ -131,11 +160,16 @@ def run_images_query(spec: Spec, ask: AskImages, **options: t.Any) -> None:
 
 def _module(spec: Spec, *, libvirt: bool = True, **options: t.Any) -> AnsibleModule:
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True, **options)
-    if libvirt and MISSING is not None:
+    if libvirt:
+        _demand_libvirt(module)
+    return module
+
+
+def _demand_libvirt(module: AnsibleModule) -> None:
+    if MISSING is not None:
         module.fail_json(
             msg=missing_required_lib("libvirt-python", url="https://libvirt.org/python.html"), exception=MISSING
         )
-    return module
 
 
 def _connect(module: AnsibleModule) -> Context:

@@ -15,28 +15,52 @@ description:
   - It is streamed into the store in one pass and hashed on the way, and is there when the store was seen to have what
     was sent. Of an upload that fails, nothing is left; what a task that was killed left is removed by the next one that
     stores an image, in Glance by the next one on the same machine.
+  - Of what launches have copied to a KVM host, it removes what no VM builds upon any more.
   - Stores have no unique names. When several hosts share a store, let one of them do this, with C(run_once).
 author:
   - kvmops contributors (@kvmops)
 extends_documentation_fragment:
   - kvmops.lifecycle._attributes
   - kvmops.lifecycle._attributes.acts
+  - kvmops.lifecycle._options
   - kvmops.lifecycle._options.image_store
 requirements:
   - "For O(state=present) with O(src): oslo.utils 7.3 or newer with cryptography"
+  - "For O(state=purged): libvirt-python"
 options:
   name:
     description:
       - The name of the image. An image that is there may be given by its identifier as well.
+      - Required unless O(state=purged).
     type: str
-    required: true
   state:
     description:
       - V(present) stores the image if it is not there, and else changes what is told about it.
       - V(absent) removes it, whatever its status.
+      - V(purged) is not about the store, but about the host of O(uri), on which the module must run. There it removes
+        from the base cache below O(storage) all images that no VM builds upon. What is kept is told with the reason.
     type: str
-    choices: [present, absent]
+    choices: [present, absent, purged]
     default: present
+  storage:
+    description:
+      - With O(state=purged), the directory of M(kvmops.lifecycle.vm)'s option O(kvmops.lifecycle.vm#module:storage).
+      - It may be shared by several hosts. A base is kept that is named by any file below this directory, and so by the
+        disks of all hosts' VMs there; and one that another host has used as well, until that host was purged, too.
+    type: str
+    default: /var/lib/libvirt/images
+  older_than:
+    description:
+      - With O(state=purged), remove only what no VM was launched from in the last so many seconds.
+    type: int
+    default: 86400
+  gone_hosts:
+    description:
+      - With O(state=purged), hosts that do not exist any more, and whose use of images counts no more. Names as in the
+        reason that is told of images that are kept.
+    type: list
+    elements: str
+    default: []
   src:
     description:
       - What the image is made of. An absolute path, or a URL with C(file), is a file on the machine on which the module
@@ -114,6 +138,11 @@ EXAMPLES = r"""
     src: /srv/images/debian-12-new.qcow2
     replace: true
 
+- name: Remove from the hosts what no VM was launched from for a week, and none builds upon
+  kvmops.lifecycle.image:
+    state: purged
+    older_than: 604800
+
 - name: It is not needed any more
   kvmops.lifecycle.image:
     name: debian-12
@@ -123,7 +152,7 @@ EXAMPLES = r"""
 RETURN = r"""
 images:
   description: The image, as it is or, in check mode, as it would be. Empty when it is not there any more.
-  returned: always
+  returned: when O(state) is not V(purged)
   type: list
   elements: dict
   contains:
@@ -187,6 +216,21 @@ images:
       type: str
       returned: always
       sample: /var/lib/kvmops/images
+removed:
+  description: Files that were removed from the base cache; in check mode, that would be.
+  returned: when O(state=purged)
+  type: list
+  elements: str
+kept:
+  description: Files of the base cache that were kept, each with the reason.
+  returned: when O(state=purged)
+  type: dict
+  sample:
+    /var/lib/libvirt/images/_base/9f86d081884c7d65….qcow2: VM web1 uses it
+freed:
+  description: How much room they took, in bytes.
+  returned: when O(state=purged)
+  type: int
 steps:
   description: What was done; in check mode, what would be.
   returned: always
@@ -227,7 +271,9 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors impo
 )
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.files import working
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.plan import Plan, Step
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.spec import image_store
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.spec import connection, image_store
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows.launch import DEFAULT_STORAGE
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows.purge import purge
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import (
     FileContent,
     Image,
@@ -560,8 +606,9 @@ def main() -> None:
     run_images(
         {
             **image_store(),
-            "name": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            **connection(),
+            "name": {"type": "str"},
+            "state": {"type": "str", "choices": ["present", "absent", "purged"], "default": "present"},
             "src": {"type": "str"},
             "checksum": {"type": "str"},
             "disk_format": {"type": "str", "choices": ["qcow2", "raw"]},
@@ -570,8 +617,13 @@ def main() -> None:
             "protected": {"type": "bool"},
             "min_disk": {"type": "int"},
             "min_ram": {"type": "int"},
+            "storage": {"type": "str", "default": DEFAULT_STORAGE},
+            "older_than": {"type": "int", "default": 86400},
+            "gone_hosts": {"type": "list", "elements": "str", "default": []},
         },
         decide,
+        on_host={"purged": purge},
+        required_if=[("state", "present", ["name"]), ("state", "absent", ["name"])],
         required_by={"checksum": ["src"]},
     )
 

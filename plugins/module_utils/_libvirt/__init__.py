@@ -9,6 +9,7 @@ from __future__ import annotations
 from .backup import Backup, BackupOrder, CheckpointLost, Held
 from .bases import Base, Source
 from .bulk import Bulk
+from .cache import BaseCache
 from .chains import Chains
 from .details import Details
 from .errors import MISSING
@@ -25,6 +26,7 @@ __all__ = [
     "Backup",
     "BackupOrder",
     "Base",
+    "BaseCache",
     "Bulk",
     "Chains",
     "CheckpointLost",

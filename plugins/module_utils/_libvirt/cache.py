@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
+import stat
 import tempfile
 import threading
 import typing as t
@@ -21,6 +23,8 @@ from dataclasses import replace
 
 from .._core.errors import Invalid
 from .._core.files import working
+from .._model.chain import HEADER, read_qcow2
+from .._model.purge import Cached
 from .bases import BASES, MARKER, Base, Marker, Source, base_name, placed
 from .files import (
     PART,
@@ -39,6 +43,9 @@ from .files import (
 
 _LOCK = ".lock"
 _USE = ".use"
+# As base_name() makes them.
+_NAME = re.compile(r"(delta-)?[0-9a-f]{64}(-[0-9a-f]+)*\.(qcow2|raw)")
+_LEFT_AFTER = 86400.0
 
 
 class BaseCache:
@@ -156,6 +163,74 @@ class BaseCache:
                     if key == mine or stack.enter_context(alone_for_now(self._path(f"{key}.lock"), wait=False)):
                         os.unlink(self._path(name))
 
+    # ---- removing
+
+    def reserve(self) -> bool:
+        """See that nobody begins to use a base before :meth:`close`; ``False`` when somebody is about to."""
+        with self._guard:
+            try:
+                fd = os.open(self._path(_USE), os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:  # nobody ever did
+                return True
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                return False
+            self._shared = fd
+            return True
+
+    def cached(self, now: float) -> list[Cached]:
+        """The complete bases.
+
+        :param now: Seconds since the epoch.
+        """
+        found = []
+        for marker in self.markers():
+            base, path = marker.base, self._path(marker.base.path)
+            idle = max(0.0, now - os.stat(path + MARKER).st_mtime)
+            found.append(Cached(base.path, base.parent, os.stat(path).st_blocks * 512, idle, marker.hosts))
+        return found
+
+    def leftovers(self, now: float) -> list[str]:
+        """Names of what is no complete base, and to which nobody has written for a day: what died in the middle. An
+        upload from elsewhere is not complete before it ends, and holds no lock."""
+        complete = {marker.base.path for marker in self.markers()}
+
+        def left(name: str) -> bool:
+            ours = name.endswith(PART) or _NAME.fullmatch(name.removesuffix(MARKER))
+            old = now - os.stat(self._path(name)).st_mtime > _LEFT_AFTER
+            return bool(ours) and old and name.removesuffix(MARKER) not in complete
+
+        return [name for name in sorted(os.listdir(self.place)) if left(name)]
+
+    def built_upon(self, names: t.Sequence[str]) -> dict[str, str]:
+        """Which of *names* files of the storage name in their headers, each with one such file.
+
+        On shared storage these are the disks of all hosts. Names of bases are like no others, so it does not matter how
+        a header spells the path. What a guest writes into a raw disk may look like a header; then a base is kept.
+        """
+        found: dict[str, str] = {}
+        for path in _regular_files(os.path.dirname(self.place)):
+            known = os.path.dirname(path) == self.place and os.path.basename(path) in names
+            backing = "" if known else _backing_of(path)
+            found.update((name, path) for name in names if backing and name in backing)
+        return found
+
+    def remove(self, name: str) -> None:
+        """Remove a base or a leftover. The marker goes last: alone it says nothing."""
+        for each in (name, name + MARKER):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path(each))
+
+    def let_go(self, name: str) -> None:
+        """Note that this host does not use a base any more. When it was used last stays."""
+        marker, path = self.marker(name), self._path(name + MARKER)
+        if marker:
+            seen = os.stat(path)
+            self._mark(replace(marker, hosts=tuple(host for host in marker.hosts if host != self.host)))
+            os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+
     # ---- what is known
 
     def markers(self) -> list[Marker]:
@@ -164,8 +239,6 @@ class BaseCache:
 
     def marker(self, name: str) -> Marker | None:
         """That of the file *name*; ``None`` when it is no complete base."""
-        if name.endswith((MARKER, PART)):
-            return None
         marker = Marker.load(name, read_whole(self._path(name + MARKER)))
         try:
             return marker if marker and marker.length == os.path.getsize(self._path(name)) else None
@@ -177,6 +250,35 @@ class BaseCache:
 
     def _path(self, name: str) -> str:
         return os.path.join(self.place, name)
+
+
+def _regular_files(directory: str) -> t.Iterator[str]:
+    """All below *directory*, behind links to directories too."""
+    seen = set()
+
+    def fail(exc: OSError) -> None:
+        raise exc
+
+    for place, below, names in os.walk(directory, onerror=fail, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        yield from (os.path.join(place, name) for name in names)
+
+
+def _backing_of(path: str) -> str:
+    """What the header of a qcow2 image names, as it stands there; nothing for other files."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, IsADirectoryError):
+        return ""  # it is gone, or a socket's or a link's end is
+    try:
+        header = read_qcow2(os.pread(fd, HEADER, 0)) if stat.S_ISREG(os.fstat(fd).st_mode) else None
+    finally:
+        os.close(fd)
+    return header.backing if header else ""
 
 
 def take_in(source: Source, file: t.IO[bytes], path: str, parent: Base | None) -> Base:

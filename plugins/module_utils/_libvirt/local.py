@@ -37,9 +37,12 @@ class LocalStorage:
 
     def fetch_base(self, source: Source, directory: str) -> Base:
         """See :class:`.storage.Storage`."""
+        return self.cache(directory).fetch(source)
+
+    def cache(self, directory: str) -> BaseCache:
+        """See :class:`.storage.Storage`."""
         with self._guard:
-            cache = self._caches.setdefault(directory, BaseCache(directory, self.host))
-        return cache.fetch(source)
+            return self._caches.setdefault(directory, BaseCache(directory, self.host))
 
     def base_facts(self, path: str) -> Base | None:
         """See :class:`.storage.Storage`."""

@@ -21,10 +21,10 @@ try:
 except ImportError:  # run_module() tells the user
     libvirt = None
 
-from .._core.errors import Invalid, NotFound
+from .._core.errors import Invalid, NotFound, Unsupported
 from .._core.files import working
 from .bases import BASES, MARKER, Base, Marker, Source, base_name, placed
-from .cache import take_in
+from .cache import BaseCache, take_in
 from .errors import doing
 from .files import free_space, hash_file, need_space
 from .host import Host
@@ -102,6 +102,14 @@ class PoolStorage:
         marker = Marker(base, length, source.label, (self.host.name,))
         self.write(os.path.join(bases, name + MARKER), marker.dump())
         return base
+
+    def cache(self, directory: str) -> BaseCache:
+        """See :class:`.storage.Storage`."""
+        raise Unsupported(
+            f"Failed to look into the base cache below {directory} on {self.host.name}: from another machine it cannot"
+            " be seen who is about to use a base.",
+            hint="Run the task on the host itself.",
+        )
 
     def base_facts(self, path: str) -> Base | None:
         """See :class:`.storage.Storage`."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import typing as t
 
 from .bases import Base, Source
+from .cache import BaseCache
 from .host import Host
 from .local import LocalStorage
 from .pools import PoolStorage
@@ -33,6 +34,12 @@ class Storage(t.Protocol):
 
         :raises Invalid: The content is not what it is said to be.
         :raises NoSpace: There is no room for it.
+        """
+
+    def cache(self, directory: str) -> BaseCache:
+        """The base cache below *directory*, to remove from it.
+
+        :raises Unsupported: The host is another machine.
         """
 
     def base_facts(self, path: str) -> Base | None:
