@@ -110,7 +110,7 @@ class Export:
             raise kind(f"Failed to {what} {self.what}: {exc.string}.") from exc
 
     def extents(self, context: str) -> t.Iterator[Status]:
-        """What the export tells of itself in *context*, from its begin to its end.
+        """What the export tells of itself in *context*, from its begin to its end, or further.
 
         :raises LifecycleError: It does not answer the question.
         """
@@ -127,10 +127,8 @@ class Export:
                 self._handle.block_status(min(_PAGE, self.size - position), position, collect)
             before = position
             for length, flags in zip(answers[::2], answers[1::2]):
-                if length and position < self.size:
-                    length = min(length, self.size - position)  # the last may reach further
-                    yield Status(position, length, flags)
-                    position += length
+                yield Status(position, length, flags)
+                position += length
             if position == before:
                 raise LifecycleError(f"Failed to ask for {context} of {self.what}: it says nothing about {position}.")
 
