@@ -278,8 +278,9 @@ class DirectoryStore:
                     if told and told.get("node") != platform.node() and not self._old(image_id):
                         os.close(fd)
                         return None
-                    os.ftruncate(fd, 0)
-                    os.pwrite(fd, json.dumps({"node": platform.node(), "pid": os.getpid()}).encode(), 0)
+                    with contextlib.suppress(OSError):  # images must be deleted from a store that is full
+                        os.ftruncate(fd, 0)
+                        os.pwrite(fd, json.dumps({"node": platform.node(), "pid": os.getpid()}).encode(), 0)
                     return fd
             except BlockingIOError:
                 os.close(fd)
