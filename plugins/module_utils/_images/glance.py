@@ -417,7 +417,11 @@ class GlanceStore:
         except keystoneauth1.exceptions.HttpError as exc:
             kind = Unreachable if exc.http_status >= 500 else Denied
             raise kind(f"Failed to {what}: {self._text(exc)}") from exc
-        except (keystoneauth1.exceptions.DiscoveryFailure, openstack.exceptions.ServiceDiscoveryException) as exc:
+        except (
+            keystoneauth1.exceptions.DiscoveryFailure,
+            openstack.exceptions.ServiceDiscoveryException,
+            openstack.exceptions.NotSupported,  # so a service is called that does not answer when it is first asked
+        ) as exc:
             raise Unreachable(f"Failed to {what}: {self._text(exc)}") from exc
         except (keystoneauth1.exceptions.ClientException, openstack.exceptions.SDKException) as exc:
             raise Invalid(
