@@ -50,8 +50,11 @@ def _find(context: Context) -> Wanted:
     path = path_of(context.params["image"])
     if path:
         return Wanted(*from_file(path, context.params["image_format"]))
-    store = context.store
-    image = resolve(store, context.params["image"])
+    return from_image(context.store, resolve(context.store, context.params["image"]))
+
+
+def from_image(store: Store, image: Image) -> Wanted:
+    """An image of a store, as if a task had named it. For the errors see :func:`from_store`."""
     told = image.properties.get(snapshot.VIRTUAL_SIZE, "")
     virtual_size = int(told) if told.isdecimal() else None
     return Wanted(from_store(store, image), virtual_size, image, store.kind, store.place)

@@ -19,6 +19,7 @@ from .host import Host, Platform, open_host, pick
 from .launcher import Adjuster, Launcher, remove_files
 from .power import Patience, Power
 from .storage import Storage, storage_of
+from .swap import Swap, on_file
 
 __all__ = [
     "MISSING",
@@ -41,6 +42,8 @@ __all__ = [
     "Power",
     "Source",
     "Storage",
+    "Swap",
+    "on_file",
     "open_host",
     "pick",
     "remove_files",

@@ -139,3 +139,23 @@ def interface_node(domain: ET.Element, mac: str) -> ET.Element | None:
         if address is not None and address.get("address", "").lower() == mac.lower():
             return node
     return None
+
+
+def disk_nodes(domain: ET.Element) -> dict[str, ET.Element]:
+    """The ``<disk>`` elements in a domain's XML, by target."""
+    return {
+        target.get("dev", ""): node
+        for node in domain.iterfind("devices/disk")
+        if (target := node.find("target")) is not None
+    }
+
+
+def put_instance(domain: ET.Element, instance: Instance) -> None:
+    """Make *instance* what the metadata in a domain's XML remember."""
+    ET.register_namespace(memory.PREFIX, memory.NAMESPACE)
+    metadata = domain.find("metadata")
+    if metadata is None:
+        metadata = ET.SubElement(domain, "metadata")
+    for old in metadata.findall(f"{{{memory.NAMESPACE}}}instance"):
+        metadata.remove(old)
+    metadata.append(_qualified(ET.fromstring(memory.dump(instance))))

@@ -53,9 +53,10 @@ class Mark:
 
 @dataclass(frozen=True)
 class OwnDisk:
-    """A disk that a launch made, and may therefore remove.
+    """A disk that a launch or a rebuild made, and that goes with the VM.
 
-    :param role: ``root``, ``ephemeral``, ``swap`` or ``config``.
+    :param role: ``root``, ``ephemeral``, ``swap``, ``config``, or ``data`` for one that a rebuild made in the place of
+        a disk of another tool.
     :param target: The device name in the guest: ``vda``.
     :param path: The file on the host.
     """

@@ -1,0 +1,161 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""Other files under the disks of a VM, and seeing that it runs with them."""
+
+from __future__ import annotations
+
+import typing as t
+import xml.etree.ElementTree as ET
+
+try:
+    import libvirt
+except ImportError:  # run_module() tells the user
+    libvirt = None
+
+from .._core.clock import Clock, wait_until
+from .._core.errors import LifecycleError
+from .._model.instance import Instance
+from .._model.status import BLOCKED, PAUSED, RUNNING, SHUTOFF
+from .errors import doing
+from .guest import Guest
+from .xml import disk_nodes, put_instance
+
+# Seconds after which a guest counts as running. What QEMU cannot open, it refuses earlier.
+_SETTLED = 2
+_WORDS = {PAUSED: "paused", SHUTOFF: "off"}
+
+
+class Swap:
+    """The definition of one VM, and its first steps afterwards."""
+
+    def __init__(self, guest: Guest, clock: Clock) -> None:
+        self.guest = guest
+        self.clock = clock
+
+    # ---- the definition
+
+    def disks(self) -> dict[str, str]:
+        """The elements of the VM's disks in its definition, as text, by target."""
+        found = disk_nodes(self.guest.xml(inactive=True, secure=True))
+        return {target: ET.tostring(node, encoding="unicode") for target, node in found.items()}
+
+    def definition(self, disks: t.Mapping[str, str], nvram: str = "") -> ET.Element:
+        """The VM's definition with other disks.
+
+        :param disks: Elements ``<disk>`` as text, by target, for those that are other.
+        :param nvram: The file of the variables, when that is another.
+        """
+        domain = self.guest.xml(inactive=True, secure=True)
+        nodes = disk_nodes(domain)
+        devices = domain.find("devices")
+        for target, text in disks.items():
+            if devices is not None and target in nodes:
+                devices[list(devices).index(nodes[target])] = ET.fromstring(text)
+        variables = domain.find("os/nvram")
+        if nvram and variables is not None:
+            source = variables.find("source")
+            if source is None:
+                variables.text = nvram
+            else:
+                source.set("file", nvram)
+        return domain
+
+    def define(self, disks: t.Mapping[str, str], nvram: str, instance: Instance) -> None:
+        """Define the VM so, which has no QEMU process, and write at the same moment what we remember of it."""
+        domain = self.definition(disks, nvram)
+        put_instance(domain, instance)
+        self.guest.redefine(domain)
+
+    def snapshots(self) -> list[str]:
+        """The names of libvirt's own snapshots of the VM."""
+        with doing(f"list the snapshots of VM {self.guest.name}"):
+            return [str(name) for name in self.guest.domain.snapshotListNames()]
+
+    def forget_checkpoints(self, targets: t.Collection[str]) -> dict[str, list[str]]:
+        """Take from libvirt the records of checkpoints that are of disks which are other ones now.
+
+        :param targets: Of these disks.
+        :returns: By the name of each the disks that still have its bitmaps.
+        """
+        found: dict[str, list[str]] = {}
+        with doing(f"delete checkpoints of VM {self.guest.name}"):
+            for checkpoint in self.guest.domain.listAllCheckpoints():
+                disks = [
+                    disk.get("name", "")
+                    for disk in ET.fromstring(checkpoint.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN)).iter(
+                        "disk"
+                    )
+                    if disk.get("checkpoint") == "bitmap"
+                ]
+                if set(disks) & set(targets):
+                    checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+                    found[checkpoint.getName()] = [disk for disk in disks if disk not in targets]
+        return found
+
+    # ---- running
+
+    def run(self, *, agent: bool, timeout: float) -> None:
+        """Start the VM, if it is not, and see that it runs.
+
+        :param agent: Wait until its agent opens its channel, at most *timeout* seconds; else two seconds do.
+        :raises LifecycleError: It does not.
+        """
+        if not self.guest.active():
+            self.guest.start()
+        if not agent:
+            self.clock.sleep(_SETTLED)
+            self._demand_running()
+            return
+
+        def connected() -> bool:
+            self._demand_running()
+            return bool(self.guest.agent_connected())
+
+        wait_until(
+            connected,
+            clock=self.clock,
+            timeout=timeout,
+            doing=f"waiting for the agent of VM {self.guest.name} on its new disk",
+        )
+
+    def prove(self) -> None:
+        """See that QEMU starts with the definition, without letting the guest run."""
+        if self.guest.state()[0] == PAUSED:  # a run that died in this very step
+            self.guest.power_off()
+        if not self.guest.active():
+            self.guest.start(paused=True)
+            self.guest.power_off()
+
+    def _demand_running(self) -> None:
+        state = self.guest.state()[0]
+        if state not in (RUNNING, BLOCKED):
+            raise LifecycleError(
+                f"VM {self.guest.name} was started on its new disk and does not run: it is"
+                f" {_WORDS.get(state, 'crashed')}."
+            )
+
+
+def on_file(disk: str, path: str) -> str:
+    """The element of a disk, as text, with the qcow2 file *path* in place of what it has. Everything else stays."""
+    node = ET.fromstring(disk)
+    node.set("type", "file")
+    for tag in ("backingStore", "mirror"):
+        for found in node.findall(tag):
+            node.remove(found)
+    driver = node.find("driver")
+    if driver is None:
+        driver = ET.Element("driver", {"name": "qemu"})
+        node.insert(0, driver)
+    driver.set("type", "qcow2")
+    source = node.find("source")
+    if source is None:
+        source = ET.SubElement(node, "source")
+    labels = source.findall("seclabel")
+    source.attrib.clear()
+    for child in list(source):
+        if child not in labels:
+            source.remove(child)
+    source.set("file", path)
+    return ET.tostring(node, encoding="unicode")
