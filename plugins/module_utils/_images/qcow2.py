@@ -50,7 +50,7 @@ class Layout:
     def __init__(self, virtual_size: int, clusters: Clusters) -> None:
         self.virtual_size = _parts(virtual_size, _SECTOR) * _SECTOR
         self.clusters = clusters
-        self._l1_size = max(1, _parts(len(clusters), _PER_TABLE))
+        self._l1_size = _parts(len(clusters), _PER_TABLE)
         l1_clusters = _parts(self._l1_size, _PER_TABLE)
         needed = self._needed()
         counted = 1 + l1_clusters + sum(needed) + clusters.data
