@@ -7,19 +7,20 @@ files. Either way a disk is read over NBD and laid out as qcow2 on its way, in o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import typing as t
 from dataclasses import dataclass, field, replace
 
 from .._core.clock import Clock, parse_stamp, stamp
-from .._core.errors import LifecycleError, NoSpace
+from .._core.errors import LifecycleError, NoSpace, NotFound
 from .._images import FileContent, NewImage
 from .._images.extents import above, allocation, changed, dirty, full, to_clusters
 from .._images.nbd import ALLOCATION, Export, Qcow2Content, dirty_bitmap
 from .._images.qcow2 import Layout
 from .._images.rest import Layer, at_rest, compressed, depths, exported, remove_bitmap
 from .._libvirt import Backup, BackupOrder, CheckpointLost, Guard, Guest, Held
-from .._libvirt.guard import JOB
+from .._libvirt.guard import job as job_debt
 from .._model import snapshot
 from .._model.domain import Disk
 from .._model.snapshot import Manifest, Member
@@ -129,25 +130,27 @@ class Copier:
         ask = self.context.params
         job = self.job
         self._see_room()
-        with Guard(self.guest.host.uri, self.guest.uuid) as guard:
-            guard.owe(JOB)
-            try:
-                if job.since:
-                    self._adopt(job.since)
-                # A delta is told by what QEMU wrote into the file, and QEMU writes it all when the CPUs are stopped.
-                pause = not paused and any(upon.depth for upon in job.upon.values())
-                with self.backup.held(guard, quiesce=quiesce, pause=pause, timeout=ask["quiesce_timeout"]) as held:
-                    self._begin()
-                    self.copied.at = stamp(self.clock.now())
-                self.copied.held = held
-                for index, disk in enumerate(job.disks):
-                    self._copy(index, disk, self.backup.socket, disk.target)
-            except LifecycleError as exc:
-                self._explain(exc)
-                raise
-            finally:
-                self.backup.end()
-                guard.paid(JOB)
+        try:
+            debt = job_debt(self.backup.socket(job.set_id))
+            with Guard(self.guest.host.uri, self.guest.uuid) as guard:
+                guard.owe(debt)
+                try:
+                    if job.since:
+                        self._adopt(job.since)
+                    # A delta is told by what QEMU wrote into the file, and it writes all when the CPUs are stopped.
+                    pause = not paused and any(upon.depth for upon in job.upon.values())
+                    with self.backup.held(quiesce=quiesce, pause=pause, timeout=ask["quiesce_timeout"]) as held:
+                        socket = self._begin()
+                        self.copied.at = stamp(self.clock.now())
+                    self.copied.held = held
+                    for index, disk in enumerate(job.disks):
+                        self._copy(index, disk, socket, disk.target)
+                finally:
+                    self.backup.end()
+                    guard.paid(debt)
+        except LifecycleError as exc:
+            self._explain(exc)
+            raise
         return self.copied
 
     def _adopt(self, since: Manifest) -> None:
@@ -156,22 +159,27 @@ class Copier:
             created = int(parse_stamp(since.at).timestamp())
             self.backup.adopt_checkpoint(since.checkpoint, created, since.disks)
 
-    def _begin(self) -> None:
+    def _begin(self) -> str:
+        """Begin the job; the socket of its exports."""
         job = self.job
         order = BackupOrder(
-            scratch={disk.target: job.scratch_file(disk.target) for disk in job.disks}, checkpoint=job.checkpoint
+            run=job.set_id,
+            scratch={disk.target: job.scratch_file(disk.target) for disk in job.disks},
+            checkpoint=job.checkpoint,
         )
         try:
-            self.backup.begin(replace(order, since=job.since.checkpoint if job.since else ""))
+            socket = self.backup.begin(replace(order, since=job.since.checkpoint if job.since else ""))
             self.copied.increment = job.since is not None
         except CheckpointLost as exc:
-            # None that was made before or after is of use without the one that is lost.
-            for name in snapshot.own_checkpoints(self.backup.checkpoints()):
+            # None of the same type that was made before or after is of use without the one that is lost.
+            kind = self.context.params["backup_type"]
+            for name in snapshot.own_checkpoints(self.backup.checkpoints(), kind):
                 self.backup.drop_checkpoint(name)
-            self.backup.begin(order)
+            socket = self.backup.begin(order)
             self.copied.why_full = str(exc)
             self.job = replace(job, since=None, upon={})
         self.copied.checkpoint = job.checkpoint
+        return socket
 
     def _see_room(self) -> None:
         free = self.context.storage.free(self.job.scratch)
@@ -334,24 +342,43 @@ class Copier:
 
 
 def clean_up(context: Context, guest: Guest | None, data: t.Mapping[str, t.Any]) -> None:
-    """Remove what an attempt left that came to nothing: of this run, or of one that died.
+    """Remove what an attempt left that came to nothing: of this run, or of one that died. What can be removed is,
+    also when something else cannot.
 
     :param data: Of its journal: ``images`` (identifiers), ``scratch`` (files), ``checkpoints`` (names),
         ``disks`` (the files with their bitmaps), ``quiesce`` (the guest may be frozen), ``started`` (by us, to copy
         it).
+    :raises LifecycleError: Something cannot be removed.
     """
+    faults: list[LifecycleError] = []
+
+    def attempt(what: t.Callable[[str], object], names: t.Iterable[str]) -> None:
+        for name in names:
+            try:
+                what(name)
+            except LifecycleError as exc:
+                faults.append(exc)
+
     if guest is not None:
+        attempt(lambda _name: _let_go(context, guest, data), [guest.name])
+    attempt(lambda image: context.store.delete(image), data.get("images", []))
+    attempt(context.storage.remove, data.get("scratch", []))
+    if faults:
+        raise faults[0]
+
+
+def _let_go(context: Context, guest: Guest, data: t.Mapping[str, t.Any]) -> None:
+    """Let a VM be as if nothing had been begun. One that is gone by now has nothing left."""
+    with contextlib.suppress(NotFound):
         backup = Backup(guest, context.clock)
         backup.end()
         if data.get("quiesce") and guest.active() and guest.agent_connected():
             backup.thaw()
         for name in data.get("checkpoints", []):
-            if not backup.drop_checkpoint(name):
-                for path in data.get("disks", []):
-                    remove_bitmap(path, name)
+            backup.drop_checkpoint(name)
         if data.get("started") and guest.state()[0] == PAUSED:
             guest.power_off()
-    for image in data.get("images", []):
-        context.store.delete(image)
-    for path in data.get("scratch", []):
-        context.storage.remove(path)
+        if not guest.active():
+            for path in data.get("disks", []):
+                for name in data.get("checkpoints", []):
+                    remove_bitmap(path, name)

@@ -28,6 +28,8 @@ from .copying import Copied, Copier, Job, Upon, clean_up
 # Where libvirt keeps the managed save images of qemu:///system.
 _SAVES = "/var/lib/libvirt/qemu/save"
 ACTIONS = ("snapshot", "backup")
+# Properties by which snapshots and backups are found.
+_OURS = ("instance_uuid", "image_type", "backup_type")
 
 
 def take(context: Context, vm: Subject) -> Plan:
@@ -46,9 +48,10 @@ def take(context: Context, vm: Subject) -> Plan:
 
     about = _About(context, guest.uuid)
     name = _name(context, guest.name, about, dead)
-    there = next((each for each in about.complete if each.name == name), None)
-    work = _Work(context, vm, about, name, dead)
-    steps = [Step("clean_up", work.clean_up)] if dead else []
+    there = about.named(name, guest.name)
+    left = _left(context, vm, dead, about)
+    work = _Work(context, vm, about, name, left)
+    steps = [Step("clean_up", work.clean_up)] if left else []
     before: dict[str, t.Any] = {"image": name if there else ""}
     if ask["backup_type"]:
         before["backups"] = [each.name for each in about.backups(ask["backup_type"])]
@@ -56,6 +59,8 @@ def take(context: Context, vm: Subject) -> Plan:
     if there is None:
         work.prepare()
         steps += work.steps()
+    elif left:
+        vm.journal = dead
     if ask["rotation"]:
         after["backups"], rotates = work.foresee(there)
         if rotates or there is None:
@@ -69,6 +74,7 @@ def take(context: Context, vm: Subject) -> Plan:
         action=action,
         journaled=seen.persistent,
         figures=tell(there) if there else {"left": dict(work.chosen.left)},
+        warnings=_elsewhere(context, dead),
     )
 
 
@@ -92,33 +98,76 @@ def _dead(vm: Subject) -> Journal | None:
 
 
 class _About:
-    """What the store has of a VM."""
+    """What the store has of a VM.
+
+    :ivar images: All of them.
+    :ivar complete: The sets that have all their images.
+    """
 
     def __init__(self, context: Context, vm_uuid: str) -> None:
         self.context = context
         self.images = context.store.find(properties={"instance_uuid": vm_uuid})
         self.complete = snapshot.complete(self.images)
+        self._known: dict[str, Image | None] = {image.id: image for image in self.images}
+
+    def _look(self, image_id: str) -> Image | None:
+        if image_id not in self._known:
+            self._known[image_id] = self.context.store.get(image_id)
+        return self._known[image_id]
+
+    def missing(self, manifest: Manifest) -> str:
+        """See :func:`.snapshot.missing`."""
+        return snapshot.missing(manifest, self._look)
 
     def backups(self, backup_type: str) -> list[Manifest]:
-        """The complete backups of that type, the oldest first."""
-        return snapshot.newest_last(each for each in self.complete if each.backup_type == backup_type)
+        """The backups of that type that can be restored, the oldest first."""
+        found = [each for each in self.complete if each.backup_type == backup_type and not self.missing(each)]
+        return snapshot.newest_last(found)
+
+    def broken(self, backup_type: str) -> list[Manifest]:
+        """Those of that type that cannot be restored, as images are missing."""
+        good = {each.set_id for each in self.backups(backup_type)}
+        found = snapshot.manifests(self.images)
+        return [each for each in found if each.backup_type == backup_type and each.set_id not in good]
+
+    def named(self, name: str, vm: str) -> Manifest | None:
+        """The set of that name.
+
+        :raises Refused: It is another one than is asked for, or cannot be restored.
+        """
+        found = next((each for each in self.complete if each.name == name), None)
+        if found is None:
+            return None
+        wanted = self.context.params["backup_type"] or ""
+        if found.backup_type != wanted:
+            is_there = f"a backup of the type {found.backup_type}" if found.backup_type else "a snapshot, and no backup"
+            raise Refused(f"The name {name} is taken for VM {vm}: it is {is_there}.", hint="Give another name.")
+        lost = self.missing(found)
+        if lost:
+            raise Refused(
+                f"The snapshot {name} of VM {vm} is there, and the image {lost} that it builds upon is not.",
+                hint="Bring that image back, or remove the snapshot with state: absent and make it again.",
+                missing=lost,
+            )
+        return found
 
 
 class _Work:
     """The steps that make one snapshot."""
 
-    def __init__(self, context: Context, vm: Subject, about: _About, name: str, dead: Journal | None) -> None:
+    def __init__(self, context: Context, vm: Subject, about: _About, name: str, left: t.Mapping[str, t.Any]) -> None:
         self.context = context
         self.vm = vm
         self.about = about
         self.name = name
-        self.left = _left(dead, about)
+        self.left = left
         self.guest, self.seen, self.state = vm.there()
         self.ask = context.params
         self.action = "backup" if self.ask["backup_type"] else "snapshot"
         # One that a run that died has started, with its CPUs stopped, is as good as off: it will be.
         died_paused = self.state.condition == "paused" and self.left.get("started")
         self.condition = "stopped" if died_paused else self.state.condition
+        self.live = self.condition not in ("stopped", "suspended")
         self.chosen = snapshot.Chosen((), {})
         self.job: Job | None = None
         self.starts = False
@@ -131,13 +180,13 @@ class _Work:
     def prepare(self) -> None:
         """Find out what is to be copied, and how."""
         ask = self.ask
-        live = self.condition in ("running", "paused")
-        domain = read_domain(self.guest.xml(inactive=not live))
+        domain = read_domain(self.guest.xml(inactive=not self.live))
         self.chosen = snapshot.choose(domain.disks, ask["disks"], name=self.guest.name)
-        self._check_options(live)
+        self._check_options()
         layers = {disk.target: self._layers(disk) for disk in self.chosen.disks}
-        self.starts = not live and self.condition == "stopped" and bool(ask["incremental"])
-        since = self._since(live or self.starts)
+        incremental = bool(ask["incremental"]) and self._can_remember()
+        self.starts = incremental and not self.live
+        since = self._since() if incremental else None
         if since:
             upon = {
                 target: Upon(member.id, member.sha256, member.virtual_size) for target, member in since.disks.items()
@@ -146,7 +195,7 @@ class _Work:
             upon = {target: found for target, each in layers.items() if (found := self._parent(target, each))}
         else:
             upon = {}
-        if not live and not self.starts:
+        if not self.live and not self.starts:
             for target, each in layers.items():
                 if not each:
                     raise Unsupported(
@@ -156,7 +205,6 @@ class _Work:
                     )
         set_id = str(uuid.uuid4())
         flavor, launch = self.seen.instance.flavor, self.seen.instance.launch
-        incremental = bool(ask["incremental"]) and (live or self.starts)
         self.job = Job(
             set_id=set_id,
             name=self.name,
@@ -173,7 +221,7 @@ class _Work:
         if launch and launch.image_id:
             self.job = replace(self.job, properties={**self.job.properties, "base_image_ref": launch.image_id})
 
-    def _check_options(self, live: bool) -> None:
+    def _check_options(self) -> None:
         ask = self.ask
         if ask["memory"] and self.condition != "suspended":
             raise Refused(
@@ -181,10 +229,15 @@ class _Work:
                 hint="Use vm_power with state: suspended first, or leave memory out.",
             )
         if ask["quiesce"] == "required" and self.condition != "running":
-            how = "its guest cannot act" if live else "its guest is not running"
+            how = "its guest cannot act" if self.live else "its guest is not running"
             raise Refused(
                 f"VM {self.guest.name} is {self.state.status}, so {how} and cannot be quiesced.",
                 hint="Say quiesce: preferred.",
+            )
+        if ask["form"] == snapshot.DELTA and self.condition not in ("running", "paused", "stopped", "suspended"):
+            raise Refused(
+                f"VM {self.guest.name} is {self.condition}: QEMU has not written everything that a delta is told by.",
+                hint="Wake it first, or say form: full.",
             )
 
     def _layers(self, disk: Disk) -> tuple[Layer, ...]:
@@ -203,14 +256,21 @@ class _Work:
             return ()
         return tuple(Layer(image.source, image.format, image.kind) for image in images)
 
-    def _since(self, live: bool) -> Manifest | None:
+    def _can_remember(self) -> bool:
+        """Whether libvirt can remember what is written from now on; else ``why_full`` tells why not."""
+        strange = [disk for disk in self.chosen.disks if disk.image.format != "qcow2"]
+        if self.condition == "suspended":
+            self.why_full = "a suspended VM has no QEMU that knows what was written"
+        elif not self.seen.persistent:
+            self.why_full = "libvirt remembers no checkpoints of a transient VM"
+        elif strange:
+            told = ", ".join(f"{disk.target} is {disk.image.format or 'raw'}" for disk in strange)
+            self.why_full = f"what was written is remembered in qcow2 files only: {told}"
+        return not self.why_full
+
+    def _since(self) -> Manifest | None:
         """The backup that this one is an increment of."""
         ask = self.ask
-        if not ask["incremental"]:
-            return None
-        if not live:
-            self.why_full = "a suspended VM has no QEMU that knows what was written"
-            return None
         backups = self.about.backups(ask["backup_type"])
         # What libvirt does not list may be in the disks all the same; see Copier.
         known = {each.checkpoint for each in backups}
@@ -275,7 +335,7 @@ class _Work:
         if self.ask["backup_type"]:
             found["backup_type"] = self.ask["backup_type"]
         for key, value in self.ask["properties"].items():
-            if key.startswith("kvmops_"):
+            if key.startswith("kvmops_") or key in _OURS:
                 raise Invalid(f"The property {key} is not the user's to set: its name is one of ours.")
             found[key] = str(value)
         return found
@@ -293,17 +353,22 @@ class _Work:
         return [start, *copy, Step("power_off", self.guest.power_off)]
 
     def clean_up(self) -> None:
-        """Remove what a run that died has left."""
+        """Remove what a run that died has left, and forget about it."""
         clean_up(self.context, self.guest, self.left)
+        self.left = {}
+        if self.job is not None:
+            self._begin_journal(self.job)
 
     def foresee(self, there: Manifest | None) -> tuple[list[str], bool]:
         """The names of the backups after the rotation, and whether it removes any."""
-        backups = self.about.backups(self.ask["backup_type"])
+        kind = self.ask["backup_type"]
+        backups = self.about.backups(kind)
         if there is None:
             backups = [*backups, self._future()]
-        rotation = snapshot.rotate(backups, self.ask["rotation"])
-        kept = snapshot.newest_last([*rotation.keep, *rotation.needed])
-        return [each.name for each in kept], bool(rotation.remove)
+        rotation = snapshot.rotate(backups, self.ask["rotation"], self.about.broken(kind))
+        going, _kept = _may_go(self.context, rotation)
+        gone = {each.set_id for each in going}
+        return [each.name for each in snapshot.newest_last(backups) if each.set_id not in gone], bool(going)
 
     def _future(self) -> Manifest:
         """The backup that will be made, as far as the rotation needs to know it."""
@@ -339,33 +404,27 @@ class _Work:
 
     def _begin_journal(self, job: Job) -> None:
         """What a later run would have to remove, together with what an earlier one has left."""
-        targets = [disk.target for disk in job.disks]
         left = self.left
-        self.vm.journal = Journal.begin(
+        scratch = [path(disk.target) for disk in job.disks for path in (job.scratch_file, job.packed_file)]
+        qcow2 = {disk.image.source for disk in job.disks if (disk.image.kind, disk.image.format) == ("file", "qcow2")}
+        began = Journal.begin(
             self.action,
             self.context.clock.now(),
             name=self.name,
+            store=self.context.store.place,
             images=[*left.get("images", []), *job.ids],
-            scratch=[
-                *left.get("scratch", []),
-                *(path(target) for target in targets for path in (job.scratch_file, job.packed_file)),
-            ],
+            scratch=[*left.get("scratch", []), *scratch],
             checkpoints=[*left.get("checkpoints", []), *([job.checkpoint] if job.checkpoint else [])],
-            disks=sorted(
-                {
-                    *left.get("disks", []),
-                    *(disk.image.source for disk in job.disks if disk.image.format == "qcow2"),
-                }
-            ),
+            disks=sorted({*left.get("disks", []), *qcow2}),
             quiesce=self.ask["quiesce"] != "never" or bool(left.get("quiesce")),
             started=self.starts,
         )
+        self.vm.journal = began if self.vm.journal is None else replace(self.vm.journal, data=began.data)
 
     def _copy(self) -> dict[str, t.Any]:
         copier = Copier(self.context, self.guest, self._demand_job(), self.vm.tell)
-        live = self.condition in ("running", "paused")
         self.copied = copier.copied
-        if live or self.starts:
+        if self.live or self.starts:
             running = self.condition == "running"
             copier.live(quiesce=self.ask["quiesce"] if running else "never", paused=not running)
         else:
@@ -374,7 +433,7 @@ class _Work:
                 copier.memory(f"{_SAVES}/{self.guest.name}.save")
         held = self.copied.held
         figures: dict[str, t.Any] = {"quiesced": held.quiesced, "held_ms": held.milliseconds}
-        if self.ask["quiesce"] != "never" and not held.quiesced and live:
+        if self.ask["quiesce"] != "never" and not held.quiesced and self.live:
             figures["not_quiesced"] = held.why or "its CPUs are stopped"
         if self.ask["incremental"]:
             figures["increment"] = self.copied.increment
@@ -391,10 +450,12 @@ class _Work:
         """Write the manifest, once every image is seen to be whole."""
         job, copied = self._demand_job(), self.copied
         store = self.context.store
+        images = []
         for member in copied.members:
             image = store.get(member.id)
             if image is None or image.status != ACTIVE or image.size != member.size:
                 raise NotFound(f"Image {member.id} of the snapshot {self.name} is not in {store.place} any more.")
+            images.append(image)
         manifest = Manifest(
             set_id=job.set_id,
             name=self.name,
@@ -409,9 +470,7 @@ class _Work:
             checkpoint=copied.checkpoint,
             left=dict(self.chosen.left),
         )
-        first = store.get(copied.members[0].id)
-        if first is not None:
-            store.update(first, properties={snapshot.MANIFEST: manifest.dump()})
+        store.update(images[0], properties={snapshot.MANIFEST: manifest.dump()})
         self.sealed = manifest
         if copied.checkpoint:
             self._drop_old_checkpoints(copied.checkpoint)
@@ -429,28 +488,48 @@ class _Work:
 
     def rotate(self, there: Manifest | None) -> dict[str, t.Any]:
         """Remove the backups that have had their time. The new one counts, and only complete ones do."""
-        backups = _About(self.context, self.guest.uuid).backups(self.ask["backup_type"])
+        about, kind = _About(self.context, self.guest.uuid), self.ask["backup_type"]
+        backups = about.backups(kind)
         mine = there or self.sealed
         if mine is None or mine.set_id not in [each.set_id for each in backups]:
             raise NotFound(f"The backup {self.name} is not in {self.context.store.place} any more: none is removed.")
-        rotation = snapshot.rotate(backups, self.ask["rotation"])
-        removed, kept = [], {each.name: "later increments build upon it" for each in rotation.needed}
-        for each in reversed(rotation.remove):  # increments before what they build upon
-            why = why_kept(self.context, each)
-            if why:
-                kept[each.name] = why
-                continue
+        rotation = snapshot.rotate(backups, self.ask["rotation"], about.broken(kind))
+        going, kept = _may_go(self.context, rotation)
+        for each in going:
             remove_set(self.context, each)
-            removed.append(each.name)
-        return {"removed_backups": removed, "kept_backups": kept}
+        kept.update({each.name: "later increments build upon it" for each in rotation.needed})
+        return {"removed_backups": [each.name for each in going], "kept_backups": kept}
 
 
-def why_kept(context: Context, manifest: Manifest) -> str:
-    """Why a set must not be removed, or nothing."""
+def _may_go(context: Context, rotation: snapshot.Rotation) -> tuple[list[Manifest], dict[str, str]]:
+    """The backups that a rotation removes, increments before what they build upon; and the names of those that have to
+    stay all the same, with the reason."""
+    going: list[Manifest] = []
+    kept: dict[str, str] = {}
+    gone: set[str] = set()
+    for each in reversed(rotation.remove):
+        why = why_kept(context, each, gone)
+        if why:
+            kept[each.name] = why
+            continue
+        going.append(each)
+        gone.update(member.id for member in each.members)
+    return going, kept
+
+
+def why_kept(context: Context, manifest: Manifest, gone: t.Container[str] = ()) -> str:
+    """Why a set must not be removed, or nothing.
+
+    :param gone: Identifiers of images that will have been removed before it.
+    """
     mine = {member.id for member in manifest.members}
     for member in manifest.members:
-        others = context.store.find(properties={snapshot.PARENT: member.id})
-        if any(other.id not in mine for other in others):
+        others = [
+            other
+            for other in context.store.find(properties={snapshot.PARENT: member.id})
+            if other.id not in mine and other.id not in gone
+        ]
+        if others:
             return "other images build upon it: " + ", ".join(sorted(other.name for other in others))
         image = context.store.get(member.id)
         if image and image.protected:
@@ -504,17 +583,37 @@ def _name(context: Context, vm: str, about: _About, dead: Journal | None) -> str
     return f"{vm}-{ask['backup_type']}-{at}"
 
 
-def _left(dead: Journal | None, about: _About) -> dict[str, t.Any]:
-    """What a run that died has left behind: what its journal names, without what became a complete set."""
+def _left(context: Context, vm: Subject, dead: Journal | None, about: _About) -> dict[str, t.Any]:
+    """What a run that died has left behind: what its journal names, without what became a complete set. A transient VM
+    has no journal that lasts; of it the store tells which images belong to no set that was completed."""
+    sealed = snapshot.sealed(about.images)
+    whole = {image.id for image in about.images if image.properties.get(snapshot.SET) in sealed}
     if dead is None:
-        return {}
-    whole = {member.id for each in about.complete for member in each.members}
-    points = {each.checkpoint for each in about.complete}
+        orphans = [image.id for image in about.images if snapshot.SET in image.properties and image.id not in whole]
+        transient = vm.seen is not None and not vm.seen.persistent
+        return {"images": orphans, "quiesce": True} if transient and orphans else {}
+    here = dead.data.get("store", context.store.place) == context.store.place
     return {
         **dead.data,
-        "images": [image for image in dead.data.get("images", []) if image not in whole],
-        "checkpoints": [name for name in dead.data.get("checkpoints", []) if name not in points],
+        "images": [image for image in dead.data.get("images", []) if here and image not in whole],
+        "checkpoints": [
+            name
+            for name in dead.data.get("checkpoints", [])
+            if here and not any(name.endswith(each) for each in sealed)
+        ],
     }
+
+
+def _elsewhere(context: Context, dead: Journal | None) -> list[str]:
+    """What cannot be removed of a run that died, as it used another image store."""
+    if dead is None or dead.data.get("store", context.store.place) == context.store.place:
+        return []
+    return [
+        (
+            f"the {dead.action} {dead.data.get('name', '')} into {dead.data['store']} died, and may have left images there:"
+            f" {', '.join(dead.data.get('images', []))}"
+        )
+    ]
 
 
 def remove(context: Context, vm: Subject) -> Plan:
@@ -525,12 +624,11 @@ def remove(context: Context, vm: Subject) -> Plan:
     named = vm.guest.uuid if vm.guest else vm.name
     found = [
         manifest
-        for image in context.store.find()
-        for manifest in _manifests(image)
+        for manifest in snapshot.manifests(context.store.find())
         if manifest.name == name and named in (manifest.vm_uuid, manifest.vm)
     ]
     dead = _dead(vm)
-    left = _left(dead, _About(context, vm.guest.uuid)) if dead and vm.guest else {}
+    left = _left(context, vm, dead, _About(context, vm.guest.uuid)) if dead and vm.guest else {}
     if left.get("name") != name:
         left = {}
     before = {"image": name if found or left else ""}
@@ -559,11 +657,3 @@ def remove(context: Context, vm: Subject) -> Plan:
         action=dead.action if dead and left else "snapshot",
         journaled=bool(left),
     )
-
-
-def _manifests(image: Image) -> list[Manifest]:
-    """The manifest that an image has, whether or not the set is whole."""
-    try:
-        return [Manifest.load(image.properties[snapshot.MANIFEST])] if snapshot.MANIFEST in image.properties else []
-    except (Invalid, Unsupported):
-        return []

@@ -11,7 +11,7 @@ scratch files. The definition of the VM is not touched.
 from __future__ import annotations
 
 import contextlib
-import glob
+import os
 import typing as t
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
@@ -22,17 +22,22 @@ except ImportError:  # run_module() tells the user
     libvirt = None
 
 from .._core.clock import Clock, wait_until
-from .._core.errors import LifecycleError, Unreachable, Unsupported
+from .._core.errors import Busy, LifecycleError, NotFound, Unreachable, Unsupported
+from .._core.files import working
 from .._model.status import PAUSED
 from .errors import doing
 from .guard import FREEZE, PAUSE, Guard
 from .guest import Guest
 
 _NO_DOMAIN_CHECKPOINT = 103
+_NO_DOMAIN_BACKUP = 104
 _CHECKPOINT_INCONSISTENT = 109
 _PAUSED_IOERROR = 5
-# virDomainAgentSetResponseTimeout: wait for ever, which is libvirt's default.
-_AGENT_BLOCK = -2
+# Where libvirt keeps a directory for each running VM of qemu:///system.
+_DIRECTORY = "/var/lib/libvirt/qemu"
+# Seconds that an agent has to answer when we are done with it. libvirt's default is for ever, and the setting is one
+# for all who talk to the agent: a call that comes between two settings of ours would hang for ever with the agent.
+_AGENT_USUAL = 600
 # Seconds for an agent that has to do nothing but answer.
 _AGENT_TIMEOUT = 5
 
@@ -45,12 +50,14 @@ class CheckpointLost(LifecycleError):
 class BackupOrder:
     """What a backup job is to do.
 
+    :param run: Tells this job from those of others and of other runs; part of a file's name.
     :param scratch: For each disk, by target, the file for what the guest overwrites meanwhile; libvirt makes and
         removes it.
     :param since: The checkpoint that the exports tell the changes since; or empty.
     :param checkpoint: The checkpoint to make at the same point in time; or empty.
     """
 
+    run: str
     scratch: t.Mapping[str, str]
     since: str = ""
     checkpoint: str = ""
@@ -78,79 +85,104 @@ class Backup:
         self.guest = guest
         self.clock = clock
         self.domain = guest.domain
-        self.socket = ""
 
     # ---- the job
 
     def running(self) -> bool:
-        """Whether the VM has a backup job."""
-        with doing(f"look at the jobs of VM {self.guest.name}"):
+        """Whether the VM has a backup job of ours, of this run or another. Other programs make such jobs, too."""
+        with doing(f"look at the backup job of VM {self.guest.name}"):
             try:
-                return bool(self.domain.jobStats().get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP)
+                told = ET.fromstring(self.domain.backupGetXMLDesc())
             except libvirt.libvirtError as exc:
-                if exc.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:  # off
+                gone = (_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN)
+                if exc.get_error_code() in gone:
                     return False
                 raise
+        server = told.find("server")
+        name = os.path.basename(server.get("socket", "")) if server is not None else ""
+        return name.startswith("kvmops-")
 
-    def begin(self, order: BackupOrder) -> None:
-        """Begin it (virDomainBackupBegin).
+    def begin(self, order: BackupOrder) -> str:
+        """Begin it (virDomainBackupBegin); the path of the socket with the exports.
 
         :raises CheckpointLost: The changes since ``order.since`` are not known.
+        :raises Busy: Another program is making a backup of the VM.
         """
-        self.socket = self._socket()
+        socket = self.socket(order.run)
+        checkpoint = _checkpoint_xml(order.checkpoint, order.scratch) if order.checkpoint else None
         with doing(f"begin a backup of VM {self.guest.name}"):
             try:
-                self.domain.backupBegin(
-                    self._xml(order), _checkpoint_xml(order.checkpoint, order.scratch) if order.checkpoint else None, 0
-                )
+                self.domain.backupBegin(self._xml(order, socket), checkpoint, 0)
             except libvirt.libvirtError as exc:
                 if exc.get_error_code() in (_CHECKPOINT_INCONSISTENT, _NO_DOMAIN_CHECKPOINT):
                     raise CheckpointLost(
                         f"What changed in VM {self.guest.name} since the last backup is not known any more."
                     ) from exc
+                if self._has_backup():
+                    raise Busy(
+                        f"VM {self.guest.name} is busy: another program makes a backup of it.",
+                        hint="Run the task again when that has ended (virsh domjobinfo tells).",
+                    ) from exc
                 raise
+        return socket
 
     def end(self) -> None:
         """End it, if there is one, and let a guest go on that stood still because a scratch file found no room."""
+        if not self.running():
+            return
         with doing(f"end the backup of VM {self.guest.name}"):
             try:
                 self.domain.abortJob()
             except libvirt.libvirtError as exc:
                 if exc.get_error_code() not in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
                     raise
-                return
         wait_until(
             lambda: not self.running(),
             clock=self.clock,
             timeout=60,
             doing=f"waiting for the backup of VM {self.guest.name} to end",
         )
-        if self.stalled():
+        if self.guest.active() and self.stalled():
             self.guest.resume()
 
     def stalled(self) -> bool:
         """Whether QEMU stopped the guest's CPUs because of an error in a file: no room, as a rule."""
         return self.guest.state() == (PAUSED, _PAUSED_IOERROR)
 
-    def _socket(self) -> str:
-        """In the VM's own directory of libvirt's, where QEMU may make it whatever user and confinement it has."""
-        directory = "/var/lib/libvirt/qemu"
-        with doing(f"look at VM {self.guest.name}"):
-            if "session" in self.guest.host.uri:
-                raise Unsupported(
-                    f"VM {self.guest.name} runs in a libvirt session of a user: backups of it are not supported.",
-                    hint="Stop it first, or use qemu:///system.",
-                )
-        found = glob.glob(f"{directory}/domain-{self.guest.id}-*")
-        if not found:
-            raise Unsupported(f"libvirt has no directory for VM {self.guest.name} in {directory}.")
-        return f"{found[0]}/kvmops.sock"
+    def _has_backup(self) -> bool:
+        try:
+            self.domain.backupGetXMLDesc()
+        except libvirt.libvirtError:
+            return False
+        return True
 
-    def _xml(self, order: BackupOrder) -> str:
+    def socket(self, run: str) -> str:
+        """The path of the socket of the job *run*: in the VM's own directory of libvirt's, where QEMU may make it
+        whatever user and confinement it has.
+
+        :raises NotFound: The VM is off.
+        :raises Denied: We may not look there.
+        """
+        if "session" in self.guest.host.uri:
+            raise Unsupported(
+                f"VM {self.guest.name} runs in a libvirt session of a user: backups of it are not supported.",
+                hint="Stop it first, or use qemu:///system.",
+            )
+        number = self.guest.id
+        if number < 0:
+            raise NotFound(f"Failed to begin a backup of VM {self.guest.name}: it went off.", hint="Run it again.")
+        with working(f"look for the directory of VM {self.guest.name} in {_DIRECTORY}"):
+            found = [name for name in os.listdir(_DIRECTORY) if name.startswith(f"domain-{number}-")]
+        if not found:
+            raise Unsupported(f"libvirt has no directory for VM {self.guest.name} in {_DIRECTORY}.")
+        return f"{_DIRECTORY}/{found[0]}/kvmops-{run}"
+
+    @staticmethod
+    def _xml(order: BackupOrder, socket: str) -> str:
         root = ET.Element("domainbackup", {"mode": "pull"})
         if order.since:
             ET.SubElement(root, "incremental").text = order.since
-        ET.SubElement(root, "server", {"transport": "unix", "socket": self.socket})
+        ET.SubElement(root, "server", {"transport": "unix", "socket": socket})
         disks = ET.SubElement(root, "disks")
         for target, scratch in order.scratch.items():
             disk = ET.SubElement(disks, "disk", {"name": target, "backup": "yes", "type": "file", "exportname": target})
@@ -165,22 +197,31 @@ class Backup:
         with doing(f"list the checkpoints of VM {self.guest.name}"):
             return [checkpoint.getName() for checkpoint in self.domain.listAllCheckpoints()]
 
-    def drop_checkpoint(self, name: str) -> bool:
+    def drop_checkpoint(self, name: str) -> None:
         """Forget a checkpoint, and take its bitmaps out of the disks. Of a VM that is off only libvirt's record can be
-        removed; whether the bitmaps are gone, too."""
+        removed; the bitmaps stay."""
         with doing(f"delete the checkpoint {name} of VM {self.guest.name}"):
             try:
                 checkpoint = self.domain.checkpointLookupByName(name)
+                targets = _disks_of(checkpoint)
+                if not self._delete(checkpoint):
+                    # One disk has no such bitmap, as it was replaced or resized by other tools; then libvirt removes
+                    # it from none. So it is made a checkpoint of one disk after the other.
+                    for target in targets:
+                        made = self._redefine(name, 0, [target], libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE)
+                        self._delete(made)
             except libvirt.libvirtError as exc:
-                if exc.get_error_code() == _NO_DOMAIN_CHECKPOINT:
-                    return True
-                raise
-            try:
-                checkpoint.delete(0)
-            except libvirt.libvirtError:
-                # The VM is off, or the bitmap, which a killed QEMU left unusable, is not there.
-                checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
-                return self.guest.active()
+                if exc.get_error_code() != _NO_DOMAIN_CHECKPOINT:
+                    raise
+
+    def _delete(self, checkpoint: t.Any) -> bool:
+        """Delete a checkpoint with its bitmaps or, if that is not possible, without; whether the bitmaps are gone, or
+        the VM is off."""
+        try:
+            checkpoint.delete(0)
+        except libvirt.libvirtError:
+            checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+            return not self.domain.isActive()
         return True
 
     def adopt_checkpoint(self, name: str, created: int, targets: t.Iterable[str]) -> bool:
@@ -189,91 +230,109 @@ class Backup:
 
         :param created: When it was made, seconds since 1970.
         """
-        root = ET.fromstring(_checkpoint_xml(name, targets))
-        ET.SubElement(root, "creationTime").text = str(created)
-        for disk in root.iterfind("disks/disk"):
-            disk.set("bitmap", name)
         flags = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE
         with doing(f"redefine the checkpoint {name} of VM {self.guest.name}"):
             try:
-                self.domain.checkpointCreateXML(ET.tostring(root, encoding="unicode"), flags)
+                self._redefine(name, created, targets, flags)
             except libvirt.libvirtError as exc:
                 if exc.get_error_code() == _CHECKPOINT_INCONSISTENT:
                     return False
                 raise
         return True
 
+    def _redefine(self, name: str, created: int, targets: t.Iterable[str], flags: int) -> t.Any:
+        root = ET.fromstring(_checkpoint_xml(name, targets))
+        ET.SubElement(root, "creationTime").text = str(created)
+        for disk in root.iterfind("disks/disk"):
+            disk.set("bitmap", name)
+        return self.domain.checkpointCreateXML(ET.tostring(root, encoding="unicode"), flags)
+
     # ---- the point in time
 
     @contextlib.contextmanager
-    def held(self, guard: Guard, *, quiesce: str, pause: bool, timeout: int) -> t.Iterator[Held]:
-        """Hold the guest still while the body runs, and let it go in every case.
+    def held(self, *, quiesce: str, pause: bool, timeout: int) -> t.Iterator[Held]:
+        """Hold the guest still while the body runs, and let it go in every case: if we cannot, a process does that we
+        leave behind.
 
         :param quiesce: ``required``, ``preferred`` or ``never``: freeze its file systems through its agent.
         :param pause: Stop its CPUs as well, which makes QEMU write out what it knows of its disks.
         :param timeout: Seconds that the agent has for the freeze.
-        :raises Unreachable: It has to be quiesced, and the agent does not answer.
+        :raises Unreachable: It has to be quiesced, and was not.
         """
         held = Held()
-        began = self.clock.monotonic()
-        if quiesce != "never":
-            began = self._freeze(guard, held, timeout, required=quiesce == "required")
-        try:
-            if pause:
-                if not held.quiesced:
-                    began = self.clock.monotonic()
-                guard.owe(PAUSE)
-                self.guest.pause()
-            yield held
-        finally:
+        with Guard(self.guest.host.uri, self.guest.uuid) as guard:
+            began = self.clock.monotonic()
+            frozen = self._freeze(guard, held, timeout, required=quiesce == "required") if quiesce != "never" else 0
+            holds = held.quiesced or pause
+            if not held.quiesced:
+                began = self.clock.monotonic()
             try:
-                if pause:
-                    self.guest.resume()
-                    guard.paid(PAUSE)
+                with self._paused(guard) if pause else contextlib.nullcontext():
+                    yield held
             finally:
                 if held.quiesced:
-                    self.guest.set_agent_timeout(timeout)
-                    try:
-                        self.guest.thaw()
-                    finally:
-                        self.guest.set_agent_timeout(_AGENT_BLOCK)
-                    guard.paid(FREEZE)
-                if held.quiesced or pause:
+                    self._thaw(guard, held, frozen, timeout)
+                if holds:
                     held.milliseconds = round((self.clock.monotonic() - began) * 1000)
+            if quiesce == "required" and not held.quiesced:
+                raise Unreachable(f"VM {self.guest.name} could not be quiesced: {held.why}", hint="Run the task again.")
 
-    def thaw(self) -> None:
-        """Thaw a guest that an attempt may have left frozen. An agent that does not answer cannot have frozen it."""
-        self.guest.set_agent_timeout(_AGENT_TIMEOUT)
+    @contextlib.contextmanager
+    def _paused(self, guard: Guard) -> t.Iterator[None]:
+        guard.owe(PAUSE)
+        self.guest.pause()
         try:
-            self.guest.thaw()
-        except Unreachable:
-            return
+            yield
         finally:
-            self.guest.set_agent_timeout(_AGENT_BLOCK)
+            if self.guest.state()[0] == PAUSED:
+                self.guest.resume()
+            guard.paid(PAUSE)
 
-    def _freeze(self, guard: Guard, held: Held, timeout: int, *, required: bool) -> float:
-        """Freeze; when that began."""
-        connected = self.guest.agent_connected()
-        began = self.clock.monotonic()
+    def _freeze(self, guard: Guard, held: Held, timeout: int, *, required: bool) -> int:
+        """Freeze; how many file systems."""
         try:
-            if not connected:
+            if not self.guest.agent_connected():
                 raise Unreachable(
                     f"VM {self.guest.name} has no guest agent that could freeze its file systems.",
                     hint="Install and start qemu-guest-agent in the guest, or say quiesce: preferred.",
                 )
             guard.owe(FREEZE)
-            self.guest.set_agent_timeout(timeout)
-            try:
-                self.guest.freeze()
-            finally:
-                self.guest.set_agent_timeout(_AGENT_BLOCK)
-            held.quiesced = True
+            with self._answering_within(timeout):
+                frozen = self.guest.freeze()
         except LifecycleError as exc:
             # Not paid: an agent that did not answer in time may freeze the guest yet, so the guard thaws it.
             if required:
                 raise
             held.why = str(exc)
-        return began
+            return 0
+        held.quiesced = True
+        return frozen
+
+    def _thaw(self, guard: Guard, held: Held, frozen: int, timeout: int) -> None:
+        with self._answering_within(timeout):
+            thawed = self.guest.thaw()
+        guard.paid(FREEZE)
+        if thawed < frozen:  # by an agent that gives up by itself, as Windows' does, or by somebody else
+            held.quiesced = False
+            held.why = f"of {frozen} file systems that were frozen only {thawed} still were afterwards."
+
+    def thaw(self) -> None:
+        """Thaw a guest that an attempt may have left frozen. An agent that does not answer cannot have frozen it."""
+        with contextlib.suppress(Unreachable), self._answering_within(_AGENT_TIMEOUT):
+            self.guest.thaw()
+
+    @contextlib.contextmanager
+    def _answering_within(self, seconds: int) -> t.Iterator[None]:
+        self.guest.set_agent_timeout(seconds)
+        try:
+            yield
+        finally:
+            self.guest.set_agent_timeout(_AGENT_USUAL)
+
+
+def _disks_of(checkpoint: t.Any) -> list[str]:
+    told = ET.fromstring(checkpoint.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN))
+    return [disk.get("name", "") for disk in told.iterfind("disks/disk") if disk.get("checkpoint") == "bitmap"]
 
 
 def _checkpoint_xml(name: str, targets: t.Iterable[str]) -> str:

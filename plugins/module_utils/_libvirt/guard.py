@@ -14,79 +14,120 @@ import subprocess
 import sys
 import types
 
+from .._core.files import working
+
 FREEZE = "freeze"
 PAUSE = "pause"
-JOB = "job"
+
+
+def job(socket: str) -> str:
+    """The debt of a backup job whose export is at that socket: nobody else's job is ended."""
+    return f"job {socket}"
+
 
 # Lines "+DEBT" and "-DEBT" come in; at the end of the input, which is there at the latest when the writer is dead, what
-# is still owed is paid. An agent that did not answer may still freeze the guest, once it is able to: so thawing is
-# tried for as long as five minutes.
+# is still owed is paid. libvirtd may be down, which is why we died; and an agent that did not answer may still freeze
+# the guest, once it is able to. So it is tried again, ever more seldom, for an hour. What cannot be owed any more, as
+# the VM is off or the job is gone, counts as paid.
 _PROGRAM = """
-import signal, sys, time
+import sys, time
 import libvirt
 
 uri, uuid = sys.argv[1:3]
-signal.alarm(600)
+GONE = (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_NO_DOMAIN_BACKUP)
+
+def stands_still(domain, *reasons):
+    state, reason = domain.state()
+    return state == libvirt.VIR_DOMAIN_PAUSED and reason in reasons
+
+def end_job(domain, socket):
+    if socket not in domain.backupGetXMLDesc():
+        return
+    domain.abortJob()
+    if stands_still(domain, libvirt.VIR_DOMAIN_PAUSED_IOERROR):  # a scratch file found no room
+        domain.resume()
+
+def resume(domain):
+    if stands_still(domain, libvirt.VIR_DOMAIN_PAUSED_USER, libvirt.VIR_DOMAIN_PAUSED_UNKNOWN):
+        domain.resume()
+
+def thaw(domain):
+    domain.agentSetResponseTimeout(5)
+    try:
+        domain.fsThaw()
+    finally:
+        domain.agentSetResponseTimeout(600)  # see backup.py
+
+def pay(domain, debt):
+    what, _space, about = debt.partition(" ")
+    if what == "job":
+        end_job(domain, about)
+    elif what == "pause":
+        resume(domain)
+    else:
+        thaw(domain)
+
+def attempt(owed):
+    connection = libvirt.open(uri)
+    try:
+        domain = connection.lookupByUUIDString(uuid)
+        for debt in sorted(owed, key="freeze".__eq__):  # that last: it may take its time
+            try:
+                pay(domain, debt)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in GONE:
+                    continue
+            owed.discard(debt)
+    finally:
+        connection.close()
+
 owed = set()
 for line in sys.stdin:
     (owed.add if line[0] == "+" else owed.discard)(line[1:].strip())
-if owed:
-    libvirt.registerErrorHandler(lambda *_: None, None)
-    domain = libvirt.open(uri).lookupByUUIDString(uuid)
-    def attempt(call):
-        try:
-            call()
-            return True
-        except libvirt.libvirtError as error:
-            return error.get_error_code() in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN)
-    if "job" in owed:
-        try:
-            backup = domain.jobStats().get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP
-        except libvirt.libvirtError:
-            backup = False
-        if backup:
-            attempt(domain.abortJob)
-    if "pause" in owed:
-        attempt(domain.resume)
-    if "freeze" in owed:
-        end = time.monotonic() + 300
-        try:
-            domain.agentSetResponseTimeout(5, 0)
-        except libvirt.libvirtError:
-            pass
-        while not attempt(domain.fsThaw) and time.monotonic() < end:
-            time.sleep(1)
-        try:
-            domain.agentSetResponseTimeout(-2, 0)
-        except libvirt.libvirtError:
-            pass
+libvirt.registerErrorHandler(lambda *_: None, None)
+end, interval = time.monotonic() + 3600, 0.5
+while owed:
+    try:
+        attempt(owed)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in GONE:
+            break
+    if owed and time.monotonic() > end:
+        sys.exit("gave up: " + ", ".join(sorted(owed)))
+    if owed:
+        time.sleep(interval)
+        interval = min(interval * 1.5, 20)
 """
 
 
 class Guard:
     """The process, for one VM. It is begun before anything is owed, in a session of its own, so that what kills us does
-    not kill it.
+    not kill it. At the end of a ``with`` what is owed is paid at once.
 
     :param uri: How it reaches libvirtd.
     :param uuid: Of the VM.
     """
 
     def __init__(self, uri: str, uuid: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, uri, uuid],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            text=True,
-        )
+        self._owed: set[str] = set()
+        with working(f"start a guard for the VM with UUID {uuid}"):
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, uri, uuid],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                text=True,
+            )
 
     def owe(self, debt: str) -> None:
         """Remember a debt, before it is made."""
+        self._owed.add(debt)
         self._say(f"+{debt}")
 
     def paid(self, debt: str) -> None:
         """Forget it."""
+        self._owed.discard(debt)
         self._say(f"-{debt}")
 
     def _say(self, line: str) -> None:
@@ -109,6 +150,6 @@ class Guard:
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
-        # What it pays after a failure may take minutes; it is not ours to wait for then.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(5 if kind is None else 1)
+        if not self._owed:  # else it may take minutes, which is not ours to wait for
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)

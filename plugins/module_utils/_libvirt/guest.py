@@ -211,10 +211,10 @@ class Guest:
         with doing(f"freeze the file systems of VM {self.name}"):
             return int(self.domain.fsFreeze())
 
-    def thaw(self) -> None:
-        """Let the guest write again; one that is not frozen is fine."""
+    def thaw(self) -> int:
+        """Let the guest write again (virDomainFSThaw); how many file systems were frozen, which may be none."""
         with doing(f"thaw the file systems of VM {self.name}"):
-            self.domain.fsThaw()
+            return int(self.domain.fsThaw())
 
     # ---- definition
 

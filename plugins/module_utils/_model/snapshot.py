@@ -14,6 +14,7 @@ for a whole disk would boot rubbish; so it is declared ``raw``, which does not b
 
 from __future__ import annotations
 
+import hashlib
 import json
 import typing as t
 import uuid
@@ -182,6 +183,8 @@ def own_checkpoints(names: t.Iterable[str], backup_type: str = "") -> list[str]:
 
 def _checkpoints(backup_type: str) -> str:
     safe = "".join(each if each.isalnum() and each.isascii() else "_" for each in backup_type)
+    if safe != backup_type:  # another type may become the same
+        safe += hashlib.sha256(backup_type.encode()).hexdigest()[:8]
     return f"{_CHECKPOINT}{safe}-"
 
 
@@ -286,22 +289,58 @@ class Manifest:
         return sum(member.size for member in self.members)
 
 
-def complete(images: t.Iterable[Stored]) -> list[Manifest]:
-    """The complete sets among *images*, in the order of their manifests' images; a manifest that cannot be read, or
-    whose images are not all there and whole, is none."""
-    by_id = {image.id: image for image in images}
+def manifests(images: t.Iterable[Stored]) -> list[Manifest]:
+    """The manifests among *images*, in their order, whether or not the sets are complete. One that cannot be read, or
+    that tells of another set than its image does, is none."""
     found = []
-    for image in by_id.values():
+    for image in images:
         if MANIFEST not in image.properties:
             continue
         try:
             manifest = Manifest.load(image.properties[MANIFEST])
         except (Invalid, Unsupported):
             continue
-        members = [(member, by_id.get(member.id)) for member in manifest.members]
-        if all(there and there.status == "active" and there.size == member.size for member, there in members):
+        if manifest.set_id == image.properties.get(SET):
             found.append(manifest)
     return found
+
+
+def complete(images: t.Iterable[Stored]) -> list[Manifest]:
+    """The complete sets among *images*: all images of a manifest are there and whole."""
+    by_id = {image.id: image for image in images}
+    return [manifest for manifest in manifests(by_id.values()) if _is_whole(manifest, by_id)]
+
+
+def _is_whole(manifest: Manifest, by_id: t.Mapping[str, Stored]) -> bool:
+    for member in manifest.members:
+        image = by_id.get(member.id)
+        if image is None or image.status != "active" or image.size != member.size:
+            return False
+    return bool(manifest.members)
+
+
+def missing(manifest: Manifest, look: t.Callable[[str], Stored | None]) -> str:
+    """The identifier of an image that a set's deltas build upon, or that these build upon, and that is not there or not
+    whole; empty when the set can be restored.
+
+    :param look: The image of an identifier.
+    """
+    ahead, seen = sorted(manifest.parents), set(manifest.parents)
+    while ahead:
+        image_id = ahead.pop()
+        image = look(image_id)
+        if image is None or image.status != "active":
+            return image_id
+        parent = image.properties.get(PARENT, "")
+        if image.properties.get(FORM) == DELTA and parent not in seen:
+            seen.add(parent)
+            ahead.append(parent)
+    return ""
+
+
+def sealed(images: t.Iterable[Stored]) -> frozenset[str]:
+    """The identifiers of the sets among *images* that were complete once, by whatever version of the collection."""
+    return frozenset(image.properties.get(SET, "") for image in images if MANIFEST in image.properties)
 
 
 # ---- backups
@@ -349,18 +388,23 @@ def lineage(backup: Manifest, by_id: t.Mapping[str, Manifest], owner: t.Mapping[
     return found
 
 
-def rotate(backups: t.Iterable[Manifest], count: int) -> Rotation:
-    """Which backups are kept so that *count* of them can be restored, and which may go."""
+def rotate(backups: t.Iterable[Manifest], count: int, broken: t.Iterable[Manifest] = ()) -> Rotation:
+    """Which backups are kept so that *count* of them can be restored, and which may go.
+
+    :param backups: Those that can be restored.
+    :param broken: Those that cannot. They do not count, and go when they are older than all that are kept.
+    """
     ordered = newest_last(backups)
     keep = ordered[len(ordered) - count :] if count < len(ordered) else ordered
     owner = {member.id: backup.set_id for backup in ordered for member in backup.members}
     by_id = {backup.set_id: backup for backup in ordered}
     wanted = {backup.set_id for backup in keep}
     needed = {set_id for backup in keep for set_id in lineage(backup, by_id, owner)} - wanted
+    past = [backup for backup in broken if len(keep) == count and backup.at < keep[0].at]
     return Rotation(
         tuple(keep),
         tuple(backup for backup in ordered if backup.set_id in needed),
-        tuple(backup for backup in ordered if backup.set_id not in wanted | needed),
+        tuple(newest_last([*past, *(backup for backup in ordered if backup.set_id not in wanted | needed)])),
     )
 
 
