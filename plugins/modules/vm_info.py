@@ -246,9 +246,23 @@ vms:
           type: str
           returned: always
         image:
-          description: From which image.
+          description: From which image, as the task named it.
           type: str
           returned: always
+        image_id:
+          description: Its identifier in the image store; empty for a file.
+          type: str
+          returned: always
+        image_store:
+          description: Which store that is; empty for a file.
+          type: str
+          returned: always
+          sample: /var/lib/kvmops/images
+        image_properties:
+          description: Properties of the image that the VM remembers, so that images made of it have them too.
+          type: dict
+          returned: always
+          sample: {os_type: linux, hw_disk_bus: virtio}
         base:
           description: The file on the host that its root disk is an overlay of.
           type: str
