@@ -48,7 +48,11 @@ end_part() {
 
 tear_down() {
     end_part
-    "$REPO/tests/lab/lab" down
+    local name result=0
+    for name in "$KVMOPS_LAB" "$KVMOPS_LAB"-gw0 "$KVMOPS_LAB"-gw1; do
+        [ ! -e "$REPO/.lab/$name" ] || "$REPO/tests/lab/lab" down --name "$name" || result=1
+    done
+    return "$result"
 }
 trap 'trap "" INT TERM HUP; tear_down' EXIT
 trap 'exit 129' HUP

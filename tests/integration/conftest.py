@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
 from pathlib import Path
 
@@ -14,6 +15,10 @@ import pytest
 from tests.integration.harness import LAB, Glance, Lab, Playbook, Result, order, run, task
 
 HOSTS = 2
+
+# Tests that run at the same time have labs of their own.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["KVMOPS_LAB"] = f"{os.environ.get('KVMOPS_LAB', 'lab')}-{os.environ['PYTEST_XDIST_WORKER']}"
 
 
 @pytest.fixture(scope="session")
