@@ -214,10 +214,16 @@ def drain(stream: Any) -> None:
 
 
 def cut(environ: Environ) -> None:
-    """Reset the connection under the server."""
+    """Reset the connection under the server.
+
+    OpenSSL keeps the number of the file and writes to it once more, so it stays taken: the next file opened with that
+    number would be a database.
+    """
     connection = environ["gunicorn.socket"]
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    os.close(connection.detach())
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, connection.fileno(), inheritable=False)
+    os.close(nothing)
     raise Broken
 
 
