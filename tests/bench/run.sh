@@ -3,17 +3,43 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-# Measures the modules beside what a user would use instead, on a lab of its own, and writes docs/benchmarks.md:
-# tests/bench/run.sh [--rounds N] [--print]. About half an hour; leave the machine alone meanwhile.
+# Measures the modules beside what a user would use instead, on a lab of its own, and writes docs/benchmarks.md (power:
+# vm_power, vm_info) and docs/benchmarks_snapshots.md (snapshots):
+# tests/bench/run.sh [--what power|snapshots] [--rounds N] [--print] [--quick]. Without --what: both, which takes the
+# better part of an hour; leave the machine alone meanwhile. --quick is for snapshots alone.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 
+whats="power snapshots"
+words=()
+while [ $# -gt 0 ]; do
+    case $1 in
+    --what)
+        whats=${2:?--what power or --what snapshots}
+        shift
+        ;;
+    --what=*) whats=${1#*=} ;;
+    *) words+=("$1") ;;
+    esac
+    shift
+done
+for what in $whats; do
+    case $what in
+    power | snapshots) ;;
+    *)
+        echo "bench: --what is power or snapshots" >&2
+        exit 2
+        ;;
+    esac
+done
+
 "$REPO/tests/setup.sh" </dev/null
+link_tree
 
 # The peer is in the PyPI package "ansible"; its modules need lxml on the host. Ansible itself is that of .venv for both.
-peers=$BUILD/bench
-wanted="ansible==12.3.0 lxml==6.1.3"
-if [ "$(cat "$peers/stamp" 2>/dev/null)" != "$wanted" ]; then
+install_peers() { # DIRECTORY
+    local peers=$1 wanted="ansible==12.3.0 lxml==6.1.3" pip
+    [ "$(cat "$peers/stamp" 2>/dev/null)" != "$wanted" ] || return 0
     echo "bench: installing $wanted"
     rm -rf "$peers"
     /usr/bin/python3 -m venv "$peers/venv"
@@ -22,11 +48,25 @@ if [ "$(cat "$peers/stamp" 2>/dev/null)" != "$wanted" ]; then
     "${pip[@]}" --target "$peers/host" "${wanted#* }"
     ln -s "$("$peers/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" "$peers/collections"
     echo "$wanted" >"$peers/stamp"
-fi
-export ANSIBLE_COLLECTIONS_PATH=$BUILD:$peers/collections
+}
 
 export KVMOPS_LAB=bench-$$
-trap '"$REPO/tests/lab/lab" down >/dev/null' EXIT
-"$REPO/tests/lab/lab" up --hosts 1
+lab=$REPO/tests/lab/lab
+trap '"$lab" down >/dev/null' EXIT
 cd "$REPO"
-python -m tests.bench.bench "$peers/host" "$@"
+
+power() {
+    install_peers "$BUILD/bench"
+    "$lab" up --hosts 1 </dev/null
+    ANSIBLE_COLLECTIONS_PATH=$BUILD:$BUILD/bench/collections python -m tests.bench.power "$BUILD/bench/host" "$@"
+}
+
+snapshots() {
+    "$lab" up --hosts 1 --glance --private-size 24G </dev/null
+    python -m tests.bench.snapshots "$@"
+}
+
+for what in $whats; do
+    "$what" "${words[@]}"
+    "$lab" down >/dev/null
+done

@@ -7,62 +7,31 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
-import platform
-import statistics
-import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import typing as t
-from datetime import datetime, timezone
 from pathlib import Path
 
-import ansible
 import yaml
 
-from tests.integration.harness import REPO, Lab, run
+from tests.bench import common
+from tests.bench.common import HOST, PATIENCE, Table, finish, median, net, note, ratio, row
+from tests.integration.harness import run
 
-HOST = "kvm1"
 PYTHON = "/usr/bin/python3"
-INSIDE = "/opt/bench"
 SITE = "/usr/local/lib/python3.{}/dist-packages"
-# Half an hour at the most for one play.
-PATIENCE = 1800
-
-Seconds = list[float]
 
 
-class Bench:
-    """The lab's host, with the tools for measuring in it."""
+class Bench(common.Bench):
+    """The lab's host, with what the peer's modules need."""
 
     def __init__(self, directory: Path, host_packages: Path, rounds: int) -> None:
-        self.directory = directory
-        self.rounds = rounds
-        self.lab = Lab(directory / "inventory.yml")
+        super().__init__(directory, rounds, PYTHON, "inside.py")
         minor = self.lab.sh(HOST, f"{PYTHON} -c 'import sys; print(sys.version_info[1])'")
         self.send(host_packages, SITE.format(minor))
-        plugins = REPO / "plugins"
-        self.send(plugins, f"{INSIDE}/ansible_collections/kvmops/lifecycle/plugins")
-        self.send(REPO / "tests/bench/inside.py", f"{INSIDE}/inside.py")
-        code = Path(ansible.__file__).parent
-        for part in ("__init__.py", "release.py", "_vendor", "module_utils"):
-            self.send(code / part, f"{INSIDE}/ansible/{part}")
-
-    def send(self, source: Path, target: str) -> None:
-        """Copy a file or directory into the host."""
-        archive = io.BytesIO()
-        with tarfile.open(fileobj=archive, mode="w") as tar:
-            tar.add(source, target.lstrip("/"), filter=lambda entry: None if "__pycache__" in entry.name else entry)
-        subprocess.run([*self.lab.kvm.enter(HOST), "tar", "-x", "-C", "/"], check=True, input=archive.getvalue())
-
-    def inside(self, *words: str) -> str:
-        """What inside.py prints in the host."""
-        command = [*self.lab.kvm.enter(HOST), "env", f"PYTHONPATH={INSIDE}", PYTHON, f"{INSIDE}/inside.py", *words]
-        return str(run(command, check=True, timeout=PATIENCE).stdout)
 
     def play(self, module: str, arguments: dict[str, t.Any], names: t.Sequence[str], *, loop: bool) -> float:
         """The wall time of a playbook with this one task, over ssh with pipelining."""
@@ -102,15 +71,6 @@ class Bench:
         """See that so many VMs are on: that what was measured was done."""
         if self.running() != count:
             raise SystemExit(f"{self.running()} VMs are on, not {count}")
-
-
-Table = dict[str, Seconds]
-
-
-def note(table: Table, key: str, seconds: float) -> None:
-    """Keep a measurement, and show it."""
-    table.setdefault(key, []).append(seconds)
-    print(f"  {key}: {seconds:.3f} s", flush=True)
 
 
 def measure_power(bench: Bench) -> Table:
@@ -168,41 +128,12 @@ def measure_info(bench: Bench) -> Table:
     return found
 
 
-def describe(bench: Bench) -> list[str]:
-    """The machine and the versions, as lines of a list."""
-    cpus = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    model = next((line.partition(":")[2].strip() for line in cpus if line.startswith("model name")), platform.machine())
+def peer_version() -> str:
+    """Of the collection that we are held to."""
     places = [Path(place) for place in os.environ["ANSIBLE_COLLECTIONS_PATH"].split(":")]
     manifests = [place / "ansible_collections/community/libvirt/MANIFEST.json" for place in places]
-    peer = json.loads(next(path for path in manifests if path.exists()).read_text("utf-8"))["collection_info"]
-    daemon, qemu, python = bench.lab.sh(
-        HOST, f"libvirtd --version; qemu-system-x86_64 --version | head -n 1; {PYTHON} --version"
-    ).splitlines()
-    return [
-        f"{os.cpu_count()} CPUs, {model}; Linux {platform.release()}",
-        f"{daemon}; {qemu}; {python} on the host",
-        f"ansible-core {ansible.__version__}; community.libvirt {peer['version']}",
-    ]
-
-
-def median(table: Table, key: str) -> float:
-    """Of all rounds."""
-    return statistics.median(table[key])
-
-
-def net(table: Table, key: str) -> float:
-    """What a process takes beyond its start-up: medians."""
-    return median(table, f"{key}, process") - median(table, "start-up")
-
-
-def row(*cells: str | float) -> str:
-    """A row of a table; numbers are seconds."""
-    return "| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else cell for cell in cells) + " |"
-
-
-def ratio(more: float, less: float) -> str:
-    """How many times."""
-    return f"{more / less:.1f}" if more / less >= 10 else f"{more / less:.2f}"
+    told = json.loads(next(path for path in manifests if path.exists()).read_text("utf-8"))
+    return str(told["collection_info"]["version"])
 
 
 def peer_rows(power: Table) -> t.Iterator[str]:
@@ -248,11 +179,13 @@ SPDX-License-Identifier: GPL-3.0-or-later
 
 # Benchmarks
 
-Written by `tests/bench/run.sh` on {day}, from {rounds} rounds in one run; every round measures everything once, one
-thing after the other, so that what else the machine does meets all alike. Seconds are medians. The ratios are what
-carries over to other machines.
+Written by `tests/bench/run.sh --what power` on {day}, from {rounds} rounds in one run; every round measures
+everything once, one thing after the other, so that what else the machine does meets all alike. Seconds are medians. The
+ratios are what carries over to other machines.
 
-{machine}
+- {machine}
+- {versions}
+- ansible-core {ansible}; community.libvirt {peer_version}
 - load of the machine before and after, the run itself included: {load}
 
 The KVM host is one of the lab's (`tests/lab`), without KVM; its VMs have no disks and 32 MiB of memory. Both sides use
@@ -290,13 +223,11 @@ statistics alone, which hold neither definitions, devices nor metadata.
 """
 
 
-def write(bench: Bench, power: Table, info: Table, load: str) -> str:
+def write(bench: Bench, power: Table, info: Table) -> str:
     """The page."""
     return PAGE.format(
-        day=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        rounds=bench.rounds,
-        machine="\n".join(f"- {line}" for line in describe(bench)),
-        load=load,
+        **bench.about(),
+        peer_version=peer_version(),
         empty=median(power, "empty play"),
         peer="\n".join(peer_rows(power)),
         startup=median(power, "start-up"),
@@ -316,12 +247,8 @@ def main() -> None:
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory), wanted.host_packages, wanted.rounds)
-        before = os.getloadavg()[0]
-        power, info = measure_power(bench), measure_info(bench)
-        page = write(bench, power, info, f"{before:.1f} and {os.getloadavg()[0]:.1f}")
-    print(page)
-    if not wanted.print:
-        (REPO / "docs/benchmarks.md").write_text(page, encoding="utf-8")
+        page = write(bench, measure_power(bench), measure_info(bench))
+    finish(page, "benchmarks.md", only_print=wanted.print)
 
 
 if __name__ == "__main__":

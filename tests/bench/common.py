@@ -1,0 +1,115 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What all benchmarks have in common: a lab's host with the modules in it, and tables of what was measured."""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+import statistics
+import subprocess
+import tarfile
+import typing as t
+from datetime import datetime, timezone
+from pathlib import Path
+
+import ansible
+
+from tests.integration.harness import REPO, Lab, run
+
+HOST = "kvm1"
+INSIDE = "/opt/bench"
+# Half an hour at the most for one measurement.
+PATIENCE = 1800
+
+# Measurements by name, one for each round.
+Table = dict[str, list[float]]
+
+
+class Bench:
+    """The lab's host, with the tools for measuring in it.
+
+    :param directory: For temporary files.
+    :param python: The interpreter in the host that runs *program*.
+    :param program: In the host, a file of ``tests/bench``.
+    """
+
+    def __init__(self, directory: Path, rounds: int, python: str, program: str) -> None:
+        self.directory = directory
+        self.rounds = rounds
+        self.python = python
+        self.program = program
+        self.lab = Lab(directory / "inventory.yml")
+        self.load = os.getloadavg()[0]
+        self.send(REPO / "plugins", f"{INSIDE}/ansible_collections/kvmops/lifecycle/plugins")
+        for path in Path(__file__).parent.glob("inside*.py"):
+            self.send(path, f"{INSIDE}/{path.name}")
+        code = Path(ansible.__file__).parent
+        for part in ("__init__.py", "release.py", "_vendor", "module_utils"):
+            self.send(code / part, f"{INSIDE}/ansible/{part}")
+
+    def send(self, source: Path, target: str) -> None:
+        """Copy a file or directory into the host."""
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            tar.add(source, target.lstrip("/"), filter=lambda entry: None if "__pycache__" in entry.name else entry)
+        subprocess.run([*self.lab.kvm.enter(HOST), "tar", "-x", "-C", "/"], check=True, input=archive.getvalue())
+
+    def inside(self, *words: str) -> str:
+        """What the program prints in the host."""
+        command = [*self.lab.kvm.enter(HOST), "env", f"PYTHONPATH={INSIDE}", self.python, f"{INSIDE}/{self.program}"]
+        done = run([*command, *words], check=False, timeout=PATIENCE)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(words)} failed in the host:\n{done.stdout}{done.stderr}")
+        return str(done.stdout)
+
+    def about(self) -> dict[str, t.Any]:
+        """What every page begins with; at the end of the measurements."""
+        cpus = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        models = (line.partition(":")[2].strip() for line in cpus if line.startswith("model name"))
+        script = f"libvirtd --version; qemu-system-x86_64 --version | head -n 1; {self.python} --version"
+        daemon, qemu, python = self.lab.sh(HOST, script).splitlines()
+        return {
+            "day": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "rounds": self.rounds,
+            "machine": f"{os.cpu_count()} CPUs, {next(models, platform.machine())}; Linux {platform.release()}",
+            "versions": f"{daemon}; {qemu}; {python} on the host",
+            "ansible": ansible.__version__,
+            "load": f"{self.load:.1f} and {os.getloadavg()[0]:.1f}",
+        }
+
+
+def note(table: Table, key: str, number: float, unit: str = "s") -> None:
+    """Keep a measurement, and show it."""
+    table.setdefault(key, []).append(number)
+    print(f"  {key}: {number:.3f} {unit}", flush=True)
+
+
+def median(table: Table, key: str) -> float:
+    """Of all rounds."""
+    return statistics.median(table[key])
+
+
+def net(table: Table, key: str, startup: str = "start-up") -> float:
+    """What a process takes beyond its start-up: medians."""
+    return median(table, f"{key}, process") - median(table, startup)
+
+
+def row(*cells: str | float) -> str:
+    """A row of a table."""
+    return "| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else cell for cell in cells) + " |"
+
+
+def ratio(more: float, less: float) -> str:
+    """How many times."""
+    return f"{more / less:.1f}" if more / less >= 10 else f"{more / less:.2f}"
+
+
+def finish(page: str, name: str, *, only_print: bool) -> None:
+    """Show the page, and write it below docs/."""
+    print(page)
+    if not only_print:
+        (REPO / "docs" / name).write_text(page, encoding="utf-8")
