@@ -608,12 +608,8 @@ def _elsewhere(context: Context, dead: Journal | None) -> list[str]:
     """What cannot be removed of a run that died, as it used another image store."""
     if dead is None or dead.data.get("store", context.store.place) == context.store.place:
         return []
-    return [
-        (
-            f"the {dead.action} {dead.data.get('name', '')} into {dead.data['store']} died, and may have left images there:"
-            f" {', '.join(dead.data.get('images', []))}"
-        )
-    ]
+    what = f"{dead.action} {dead.data.get('name', '')} into {dead.data['store']}"
+    return [f"the {what} died, and may have left images there: {', '.join(dead.data.get('images', []))}."]
 
 
 def remove(context: Context, vm: Subject) -> Plan:
