@@ -228,14 +228,20 @@ class Playbook:
 
     def killed_at(self, step: str, task: Task, host: str = "kvm1") -> None:
         """Run *task*, whose module is killed right before *step*."""
+        played = self._struck(task, host, KVMOPS_KILL_AT=step)
+        assert played.returncode != 0, played.output
+        assert "MODULE FAILURE" in played.output or "Killed" in played.output, played.output
+
+    def disturbed_at(self, step: str, script: str, task: Task, host: str = "kvm1") -> Played:
+        """Run *task*, with a shell script run on the host right before *step*."""
+        return self._struck(task, host, KVMOPS_KILL_AT=step, KVMOPS_RUN=script)
+
+    def _struck(self, task: Task, host: str, **environment: str) -> Played:
         saboteur = (HERE / "saboteur/sitecustomize.py").read_text(encoding="utf-8")
         self.lab.kvm.run_in(
             host, "sh", "-c", "mkdir -p /tmp/saboteur; cat > /tmp/saboteur/sitecustomize.py", stdin=saboteur
         )
-        environment = {"PYTHONPATH": "/tmp/saboteur", "KVMOPS_KILL_AT": step}
-        played = self({**task, "environment": environment}, host=host)
-        assert played.returncode != 0, played.output
-        assert "MODULE FAILURE" in played.output or "Killed" in played.output, played.output
+        return self({**task, "environment": {"PYTHONPATH": "/tmp/saboteur", **environment}}, host=host)
 
     @contextlib.contextmanager
     def running(self, tasks: t.Sequence[Task], *options: str, host: str = "kvm1") -> t.Iterator[subprocess.Popen[str]]:
