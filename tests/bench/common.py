@@ -45,8 +45,8 @@ class Bench:
         self.lab = Lab(directory / "inventory.yml")
         self.load = os.getloadavg()[0]
         self.send(REPO / "plugins", f"{INSIDE}/ansible_collections/kvmops/lifecycle/plugins")
-        for path in Path(__file__).parent.glob("inside*.py"):
-            self.send(path, f"{INSIDE}/{path.name}")
+        for path in (REPO / "tests/bench").glob("inside*.py"):
+            self.send(path, f"{INSIDE}/{path.relative_to(REPO)}")
         code = Path(ansible.__file__).parent
         for part in ("__init__.py", "release.py", "_vendor", "module_utils"):
             self.send(code / part, f"{INSIDE}/ansible/{part}")
@@ -60,7 +60,13 @@ class Bench:
 
     def inside(self, *words: str) -> str:
         """What the program prints in the host."""
-        command = [*self.lab.kvm.enter(HOST), "env", f"PYTHONPATH={INSIDE}", self.python, f"{INSIDE}/{self.program}"]
+        command = [
+            *self.lab.kvm.enter(HOST),
+            "env",
+            f"PYTHONPATH={INSIDE}",
+            self.python,
+            f"{INSIDE}/tests/bench/{self.program}",
+        ]
         done = run([*command, *words], check=False, timeout=PATIENCE)
         if done.returncode:
             raise SystemExit(f"{' '.join(words)} failed in the host:\n{done.stdout}{done.stderr}")

@@ -34,7 +34,7 @@ import typing as t
 import uuid
 from dataclasses import dataclass
 
-import inside
+from tests.bench import inside
 
 IMAGES = "/var/lib/libvirt/images"
 WORK = f"{IMAGES}/bench"

@@ -231,7 +231,7 @@ cache holds nothing of the disks. A time ends when the image lies on the disk (f
 A running guest, in milliseconds: how long `vm_snapshot` says that it was held (`held_ms`), and what is seen of it. A
 shell in the guest appends a byte to a file and tells it on a virtio port, every 10 ms; *gap* is the longest time
 between two beats during the snapshot, *calm* the same in as much time afterwards, when nothing else ran. A beat waits
-for a frozen file system as well as for CPUs that are stopped; and for the machine's CPUs, which copying, hashing and the
+for a frozen file system as well as for CPUs that are stopped; and for the machine's CPUs, which copying, hashing and
 emulation share. How much that is, the last row of each disk tells: there `qemu-img convert` copies the disk, and the
 guest is not held at all.
 
