@@ -5,8 +5,8 @@
 """Imported by the Python of a module under test (it is on its PYTHONPATH): strikes before a step of its plan.
 
 ``KVMOPS_KILL_AT`` names the step. The journal that announces the step has been written by then; ``end`` is the moment
-after the last step, before the journal is cleared. The module is killed, unless ``KVMOPS_RUN`` is a script for the shell:
-that is run instead, and the module goes on.
+after the last step, before the journal is cleared. The module is killed; or, where ``KVMOPS_RUN`` is a script for the
+shell, that is run and the module goes on.
 """
 
 from __future__ import annotations
