@@ -185,9 +185,7 @@ def test_a_rebuild_that_was_killed_is_finished_by_the_same_task(
 def test_another_image_may_be_asked_for_after_a_kill_and_nothing_of_the_first_is_left(
     lab: Lab, play: Playbook, launch: Launch
 ) -> None:
-    one, two, three = (
-        image(lab, name, f"write -P {number} 0 1M") for name, number in (("i1", 1), ("i2", 2), ("i3", 3))
-    )
+    one, two, three = (image(lab, f"i{number}", f"write -P {number} 0 1M") for number in (1, 2, 3))
     vm = small(lab, launch, one, start=True)
     old = disks(lab)["vda"]
     for step in ("stop", "start"):
@@ -248,9 +246,8 @@ def test_what_cannot_be_is_refused_before_anything_is_touched(
     one, wide = image(lab, "one", "write -P 1 0 1M"), image(lab, "wide", size="3G")
     flavor = {"vcpus": 1, "memory": 96, "root": 1}
     vm = small(lab, launch, one, start=True, flavor=flavor)
-    lab.sh(
-        "kvm1", f"echo nothing > {IMAGES}/text.qcow2; qemu-img create -q -f qcow2 -b {one} -F qcow2 {IMAGES}/over.qcow2"
-    )
+    lab.sh("kvm1", f"echo nothing > {IMAGES}/text.qcow2")
+    lab.sh("kvm1", f"qemu-img create -q -f qcow2 -b {one} -F qcow2 {IMAGES}/over.qcow2")
     stored(lab, "hungry", one, min_ram=4096)
     stored(lab, "wide", wide)
     stored(lab, "efi", one, properties={"hw_firmware_type": "uefi"})
@@ -269,9 +266,8 @@ def test_what_cannot_be_is_refused_before_anything_is_touched(
     }
     tasks = [rebuild(image=name) for name in cases]
     tasks += [rebuild(image=one, disks=["vdx"], reinstall=True), rebuild(image="wide", disks=["all"])]
-    for (code, word), error in zip(
-        [*cases.values(), ("not_found", "no disk vdx"), ("invalid", "no complete snapshot")], play.errors(tasks)
-    ):
+    words = [*cases.values(), ("not_found", "no disk vdx"), ("invalid", "no complete snapshot")]
+    for (code, word), error in zip(words, play.errors(tasks)):
         assert (error["code"], word in error["msg"]) == (code, True), error["msg"]
         assert error["vms"][0]["status"] == "ACTIVE"
     assert own_files(lab, vm) == ["root.qcow2"]
@@ -305,17 +301,13 @@ def test_what_cannot_be_is_refused_before_anything_is_touched(
 def test_all_disks_come_back_from_any_link_of_a_chain_of_backups(lab: Lab, play: Playbook, launch: Launch) -> None:
     one = image(lab, "one", "write -P 1 0 1M")
     vm = small(lab, launch, one, start=False, flavor={"vcpus": 1, "memory": 96, "ephemeral": [1]})
-    backup = task("vm_snapshot", name="a", backup_type="daily", incremental=True)
+    backup = {"name": "a", "backup_type": "daily", "incremental": True}
     names = []
     for number in (2, 3, 4):
         for path in disks(lab).values():
             lab.sh("kvm1", f"qemu-io -f qcow2 -c 'write -P {number} {number}M 1M' {path} >/dev/null")
-        (done,) = play(
-            {
-                **backup,
-                "kvmops.lifecycle.vm_snapshot": {**backup["kvmops.lifecycle.vm_snapshot"], "image": f"b{number}"},
-            }
-        ).ok()["result"]["vms"]
+        (done,) = play(task("vm_snapshot", **backup, image=f"b{number}")).ok()["result"]["vms"]
+        assert done["figures"]["increment"] is (number > 2)
         names.append(done["figures"]["image"])
     for number, name in reversed(list(zip((2, 3, 4), names))):
         (done,) = play.quartet("vm_rebuild", name="a", image=name, disks=["all"])["vms"]
@@ -326,10 +318,10 @@ def test_all_disks_come_back_from_any_link_of_a_chain_of_backups(lab: Lab, play:
         reads(lab, disks(lab)["vda"], 1, "0 1M")
     assert own_files(lab, vm) == sorted(Path(path).name for path in disks(lab).values())
     # Nothing can be told of what was written to disks that are others now.
-    (done,) = play(backup).ok()["result"]["vms"]
+    (done,) = play(task("vm_snapshot", **backup)).ok()["result"]["vms"]
     assert done["figures"]["increment"] is False
     assert done["figures"]["why_full"]
-    (done,) = play(backup).ok()["result"]["vms"]
+    (done,) = play(task("vm_snapshot", **backup)).ok()["result"]["vms"]
     assert done["figures"]["increment"] is True
     # One disk alone, and one that the snapshot has not.
     assert play(rebuild(image="b4", disks=["vdb"])).ok()["result"]["changed"]
@@ -394,7 +386,8 @@ def test_the_disk_of_another_tool_is_kept_unless_it_is_listed(lab: Lab, play: Pl
 
 def test_disks_that_are_no_files_transient_vms_and_libvirt_snapshots_are_refused(lab: Lab, play: Playbook) -> None:
     two = image(lab, "two")
-    network = "<disk type='network'><driver name='qemu' type='raw'/><source protocol='nbd' name='x'><host name='h'/></source><target dev='vda'/></disk>"
+    source = "<source protocol='nbd' name='x'><host name='h'/></source>"
+    network = f"<disk type='network'><driver name='qemu' type='raw'/>{source}<target dev='vda'/></disk>"
     define(lab, "net", devices=network)
     define(lab, "snap", devices=file_disk(two, "qcow2", "vda"))
     lab.sh("kvm1", f"cp {two} {IMAGES}/s.qcow2; virsh -q snapshot-create-as snap s1 >/dev/null")
@@ -415,9 +408,8 @@ def test_the_variables_of_uefi_stay_or_are_made_anew(lab: Lab, play: Playbook, l
     play(rebuild(image=two)).ok()
     assert definition(lab).findtext("os/nvram", "") == nvram
     assert lab.sh("kvm1", f"grep -c MARK {nvram}") == "1"
-    error = play.disturbed_at(
-        "start", "virsh destroy nobody || (sleep 1; virsh destroy a >/dev/null)&", rebuild(image=one, reset_nvram=True)
-    ).error()
+    off = "(sleep 1; virsh destroy a) >/dev/null 2>&1 &"
+    error = play.disturbed_at("start", off, rebuild(image=one, reset_nvram=True)).error()
     assert "it has its old disks again and was started" in error["result"]["msg"]
     assert lab.sh("kvm1", f"grep -c MARK {nvram}") == "1"
     play(rebuild(image=one, reset_nvram=True)).ok()

@@ -122,6 +122,9 @@ class FakeGuest(Guest):
         saved, memory = bool(self.image), self.memory
         return Observation(self.name, self.uuid, state, reason, saved, self.persistent, memory, running)
 
+    def active(self) -> bool:
+        return self.state()[0] != SHUTOFF
+
     def agent_connected(self) -> bool | None:
         self._let_time_pass()
         if self.agent_after is None:
