@@ -302,7 +302,7 @@ def test_bad_input_is_refused_before_anything_is_touched(lab: Lab, play: Playboo
         ({"image": f"{IMAGES}/empty.qcow2"}, "invalid", "empty.qcow2"),
         ({"image": f"{IMAGES}/directory"}, "invalid", "no regular file"),
         ({"image": "/nowhere/image.qcow2"}, "not_found", "/nowhere/image.qcow2"),
-        ({"image": "json:{}"}, "invalid", "must be absolute"),
+        ({"image": "json:{}"}, "not_found", "no image 'json:{}'"),
         ({"flavor": {**flavor, "vcpus": 0}}, "invalid", "vcpus is 0"),
         ({"flavor": {**flavor, "memory": -1}}, "invalid", "memory is -1"),
         ({"flavor": {**flavor, "ephemeral": [0]}}, "invalid", "ephemeral is 0"),
