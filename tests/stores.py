@@ -85,7 +85,7 @@ def read(store: Store, image: Image) -> bytes:
 
 def unreadable(store: Store, image: Image) -> tuple[str, int]:
     """What is said when an image is read that is damaged, and how many bytes came before."""
-    got = []
+    got: list[int] = []
     with store.open(image) as content, pytest.raises(Invalid) as caught:
         got.extend(len(block) for block in content)
     return str(caught.value), sum(got)
