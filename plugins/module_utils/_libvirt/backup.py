@@ -42,8 +42,8 @@ _AGENT_USUAL = 600
 _AGENT_TIMEOUT = 5
 
 
-class CheckpointLost(LifecycleError):
-    """libvirt cannot tell what changed since a checkpoint: QEMU was killed, or its bitmap was removed."""
+class CheckpointLost(Exception):
+    """Not for users, who get a full backup then: libvirt cannot tell what changed since a checkpoint: QEMU was killed, or its bitmap was removed."""
 
 
 @dataclass(frozen=True)
