@@ -29,6 +29,9 @@ from .errors import doing
 from .files import free_space, hash_file, need_space
 from .host import Host
 
+# On a disk: /tmp may be in memory.
+_TEMPORARY = "/var/tmp"
+
 
 class PoolStorage:
     """The files of a host that is reached through libvirt: each directory is a storage pool for as long as it is
@@ -89,9 +92,8 @@ class PoolStorage:
                 sha256, virtual_size = source.digests["sha256"], source.inspect(source.path)
                 base = Base("", source.format, sha256, source.size, virtual_size, source.digests)
             else:
-                temporary = tempfile.gettempdir()
-                need_space(f"download image {source.label}", source.size, free_space(temporary), temporary)
-                file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="kvmops-"))
+                need_space(f"download image {source.label}", source.size, free_space(_TEMPORARY), _TEMPORARY)
+                file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="kvmops-", dir=_TEMPORARY))
                 base = take_in(source, file, file.name, parent)
                 file.seek(0)
             # Every upload has a name of its own, as volumes cannot be renamed: the marker makes it count.
