@@ -138,6 +138,7 @@ class _Work:
         xmls = {target: change.xml for target, change in swapped_back.disks.items()} if swapped_back else {}
         definition = self.swap.definition(xmls, swapped_back.nvram[0] if swapped_back else "")
         domain = read_domain(definition)
+        domain = replace(domain, disks=tuple(self.swap.located(disk) for disk in domain.disks))
         chosen = rebuild.choose(domain.disks, self.ask["disks"], name=self.guest.name)
         others = sorted(set(xmls) - set(chosen.targets))
         if others:
@@ -178,7 +179,7 @@ class _Work:
         steps += [self._last_but_one(ran), self._step("remove_old", self.remove_old)]
         after = {**_reached(ran), "disks": {part.target: self._told(part) for part in self.parts}}
         if self.ask["reset_nvram"]:
-            before["nvram"], after["nvram"] = "kept so far", "reset" if began.nvram[1] else "kept so far"
+            before["nvram"], after["nvram"] = "as it is", "new" if began.nvram[1] else "as it is"
         return self._planned(before, after, steps, warnings, dict(chosen.left))
 
     def _planned(
@@ -228,7 +229,8 @@ class _Work:
 
     def _files(self) -> dict[str, str]:
         """The files of the VM's disks as it is defined, by target."""
-        return {disk.target: disk.image.source for disk in read_domain(self.guest.xml(inactive=True)).disks}
+        disks = read_domain(self.guest.xml(inactive=True)).disks
+        return {disk.target: self.swap.located(disk).image.source for disk in disks}
 
     def _images(self, chosen: rebuild.Chosen) -> tuple[dict[str, Wanted], list[str]]:
         """The image for each disk, and what the user should know."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typing as t
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 try:
     import libvirt
@@ -15,7 +16,8 @@ except ImportError:  # run_module() tells the user
     libvirt = None
 
 from .._core.clock import Clock, wait_until
-from .._core.errors import LifecycleError
+from .._core.errors import LifecycleError, NotFound
+from .._model.domain import Disk
 from .._model.instance import Instance
 from .._model.status import BLOCKED, PAUSED, RUNNING, SHUTOFF
 from .errors import doing
@@ -67,6 +69,21 @@ class Swap:
         domain = self.definition(disks, nvram)
         put_instance(domain, instance)
         self.guest.redefine(domain)
+
+    def located(self, disk: Disk) -> Disk:
+        """*disk*, with its path in the place of a pool and a volume where that is a file."""
+        if disk.image.kind != "volume":
+            return disk
+        pool, _slash, name = disk.image.source.partition("/")
+        try:
+            with doing(f"look at the volume {disk.image.source}"):
+                volume = self.guest.host.connection.storagePoolLookupByName(pool).storageVolLookupByName(name)
+                if volume.info()[0] != libvirt.VIR_STORAGE_VOL_FILE:
+                    return disk
+                path = str(volume.path())
+        except NotFound:
+            return disk
+        return replace(disk, image=replace(disk.image, kind="file", source=path))
 
     def snapshots(self) -> list[str]:
         """The names of libvirt's own snapshots of the VM."""
