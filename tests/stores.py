@@ -39,7 +39,7 @@ class Bytes:
         data: bytes,
         announced: int | None = None,
         error: BaseException | None = None,
-        during: t.Callable[[], None] = lambda: None,
+        during: t.Callable[[], object] = lambda: None,
         block: int = MIB,
     ) -> None:
         self.data = data

@@ -314,6 +314,12 @@ def keep(context: StoreContext) -> Plan:
     found = _found(context)
     wanted = {key: ask[key] for key in ("protected", "min_disk", "min_ram") if ask[key] is not None}
     properties = _properties(ask["properties"] or {})
+    for image in found:
+        if image.status != "active":
+            raise Invalid(
+                f"Image {image.name} ({image.id}) in {context.store.place} is {image.status}.",
+                hint="Remove it with state: absent.",
+            )
     source = Source(context) if ask["src"] is not None else None
     if source is None:
         if not found:
@@ -495,7 +501,7 @@ class Source:
 
     def is_content_of(self, image: Image) -> bool:
         """Whether *image* has this content."""
-        if image.status != "active" or self._format not in (None, image.disk_format):
+        if self._format not in (None, image.disk_format):
             return False
         common = set(image.digests) & set(self.known_digests)
         if common:

@@ -119,7 +119,7 @@ def test_a_file_system_that_is_full_is_told_and_nothing_is_left(lab: Lab, storag
 
 def test_what_one_host_stores_the_other_reads(lab: Lab, shared: DirectoryStore) -> None:
     other = DirectoryStore(lab.outside(SHARED, "kvm2"))
-    image = shared.put(new(), Bytes(noise(3 * MIB), during=lambda: other.delete(new().id) and None))
+    image = shared.put(new(), Bytes(noise(3 * MIB), during=lambda: other.delete(new().id)))
     found = other.get(image.id)
     assert found
     assert read(other, found) == noise(3 * MIB)
@@ -241,7 +241,7 @@ def test_an_upload_that_fails_leaves_nothing_and_can_be_done_again(
 def test_a_glance_that_dies_in_an_upload_and_comes_back_keeps_no_image(cloud: Open, glance: Glance) -> None:
     store = cloud()
     back = threading.Timer(2, lambda: glance.fault("start"))
-    killed = []
+    killed: list[bool] = []
 
     def during() -> None:
         if not killed:
@@ -263,7 +263,7 @@ def test_what_a_glance_that_stays_dead_may_keep_is_told(
     monkeypatch.setattr(module, "_TAKE_BACK", (0, 0.1))
     store = cloud()
     wanted = new()
-    killed = []
+    killed: list[bool] = []
 
     def during() -> None:
         if not killed:
@@ -289,7 +289,7 @@ def test_what_a_glance_that_stays_dead_may_keep_is_told(
 def test_an_image_that_is_deleted_during_its_upload_is_an_error(cloud: Open, glance: Glance) -> None:
     wanted = new()
     client = glance.client()
-    gone = []
+    gone: list[bool] = []
 
     def during() -> None:
         if not gone:
