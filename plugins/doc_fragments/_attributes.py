@@ -23,11 +23,6 @@ attributes:
   idempotent:
     description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no
       change.
-  action_group:
-    description: Use C(group/kvmops.lifecycle.all) in C(module_defaults) to set defaults for this module.
-    membership:
-      - kvmops.lifecycle.all
-    support: full
   platform:
     description: Operating systems the module works on.
     platforms: posix

@@ -12,6 +12,13 @@ class ModuleDocFragment:
 
     # connection()
     DOCUMENTATION = r"""
+attributes:
+  action_group:
+    description: Use C(group/kvmops.lifecycle.all) in C(module_defaults) to set the defaults for talking to libvirt, and
+      C(group/kvmops.lifecycle.images) for the image store, where the module has one.
+    membership:
+      - kvmops.lifecycle.all
+    support: full
 requirements:
   - "libvirt-python on the machine on which the module runs (package C(python3-libvirt))"
   - "libvirt 8.0 or newer on the KVM host"
@@ -61,11 +68,18 @@ options:
 
     # image_store()
     IMAGE_STORE = r"""
+attributes:
+  action_group:
+    description: Use C(group/kvmops.lifecycle.all) in C(module_defaults) to set the defaults for talking to libvirt, and
+      C(group/kvmops.lifecycle.images) for the image store, where the module has one.
+    membership:
+      - kvmops.lifecycle.images
+    support: full
 options:
   image_store:
     description:
       - Where images are kept. Without this option it is the directory that is the default of O(image_store.path).
-      - To set it once for all tasks, use C(group/kvmops.lifecycle.all) in C(module_defaults).
+      - To set it once for all tasks, use C(group/kvmops.lifecycle.images) in C(module_defaults).
     type: dict
     suboptions:
       type:

@@ -157,10 +157,19 @@ def test_nothing_runs_a_shell_or_catches_everything() -> None:
     assert [line for file in texts(".py") for line in code_violations(*file)] == []
 
 
-def test_the_action_group_names_every_module() -> None:
+@pytest.mark.parametrize(("group", "options"), [("all", "connection"), ("images", "image_store")])
+def test_an_action_group_names_every_module_with_its_options(group: str, options: str) -> None:
+    runtime = yaml.safe_load((REPO / "meta/runtime.yml").read_text(encoding="utf-8"))
+    files = (REPO / "plugins/modules").glob("[!_]*.py")
+    assert runtime["action_groups"][group] == sorted(
+        file.stem for file in files if f"**{options}()" in file.read_text(encoding="utf-8")
+    )
+
+
+def test_every_module_is_in_an_action_group() -> None:
     runtime = yaml.safe_load((REPO / "meta/runtime.yml").read_text(encoding="utf-8"))
     modules = {file.stem for file in (REPO / "plugins/modules").glob("[!_]*.py")}
-    assert set(runtime["action_groups"]["all"]) == modules
+    assert {module for group in runtime["action_groups"].values() for module in group} == modules
 
 
 def test_every_file_says_its_licence() -> None:

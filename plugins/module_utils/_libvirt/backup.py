@@ -43,8 +43,8 @@ _AGENT_TIMEOUT = 5
 
 
 class CheckpointLost(Exception):
-    """libvirt cannot tell what changed since a checkpoint: QEMU was killed, or its bitmap was removed. Users do not meet
-    this error: they get a full backup."""
+    """libvirt cannot tell what changed since a checkpoint: QEMU was killed, or its bitmap was removed. Users do not
+    meet this error: they get a full backup."""
 
 
 @dataclass(frozen=True)
