@@ -99,14 +99,19 @@ def median(table: Table, key: str) -> float:
     return statistics.median(table[key])
 
 
-def net(table: Table, key: str, startup: str = "start-up") -> float:
+def net(table: Table, key: str) -> float:
     """What a process takes beyond its start-up: medians."""
-    return median(table, f"{key}, process") - median(table, startup)
+    return median(table, f"{key}, process") - median(table, "start-up")
 
 
 def row(*cells: str | float) -> str:
     """A row of a table."""
-    return "| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else cell for cell in cells) + " |"
+    return "| " + " | ".join(figure(cell) if isinstance(cell, float) else cell for cell in cells) + " |"
+
+
+def figure(number: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}"
 
 
 def ratio(more: float, less: float) -> str:
