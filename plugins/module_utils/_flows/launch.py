@@ -172,7 +172,7 @@ def remembered(image: Wanted) -> dict[str, t.Any]:
     """What a launch remembers of an image in a store."""
     if image.image is None:
         return {}
-    properties = images.kept(image.image.properties, min_disk=image.image.min_disk, min_ram=image.image.min_ram)
+    properties = images.kept(image.image.properties)
     return {"image_id": image.image.id, "store": image.kind, "place": image.place, "properties": properties}
 
 

@@ -20,8 +20,8 @@ _BUSES = ("virtio", "scsi", "sata", "ide")
 _FIRMWARES = ("bios", "uefi")
 _SECURE = {"required": True, "optional": False, "disabled": False}
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# What is told of one image, and would be wrong of the next.
-_OF_ONE = frozenset(["base_image_ref", "instance_uuid", "location", "owner_id", "owner_specified", "user_id"])
+# What is told of one image, and would be wrong of the next one. (What a VM needs, its flavor tells.)
+_OF_ONE = ("base_image_ref", "instance_uuid", "owner_id", "owner_specified.", "user_id")
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,14 @@ def read_traits(properties: t.Mapping[str, str], *, image: str) -> Traits:
     )
 
 
-def kept(properties: t.Mapping[str, str], *, min_disk: int, min_ram: int) -> dict[str, str]:
+def kept(properties: t.Mapping[str, str]) -> dict[str, str]:
     """What a VM remembers of the image that it was launched from (Nova: system metadata ``image_*``), so that images
-    made of it can have the same.
-
-    :param min_disk: GiB; like *min_ram*, in MiB, kept under its name.
-    """
-    limits = {name: str(value) for name, value in (("min_disk", min_disk), ("min_ram", min_ram)) if value}
-    told = {
+    made of it can have the same."""
+    return {
         key: value
         for key, value in inherited(properties).items()
-        if key not in _OF_ONE and len(value) <= _LONGEST and value.isprintable() and key.isprintable()
+        if not key.startswith(_OF_ONE) and len(value) <= _LONGEST and value.isprintable() and key.isprintable()
     }
-    return {**told, **limits}
 
 
 def check_fits(flavor: Flavor, *, image: str, size: int, min_disk: int, min_ram: int) -> None:
