@@ -21,7 +21,7 @@ from .._core.journal import Journal
 from .._core.plan import Plan, Step
 from .._images import resolve
 from .._images.rest import remove_bitmap
-from .._libvirt import Base, Chains, Patience, Power, Source, Swap, on_file
+from .._libvirt import Base, Chains, Patience, Power, Source, Swap, on_file, on_variables
 from .._model import image as images
 from .._model import names, rebuild, removal, snapshot
 from .._model.actions import demand, refusal
@@ -36,6 +36,8 @@ from .launch import remembered
 from .sources import Wanted, from_image, path_of, wanted
 
 ACTION = "rebuild"
+# Where the definition names new disks that nobody saw the VM run with.
+_NOT_OLD = (rebuild.SWAPPED, rebuild.ASTRAY)
 
 
 def remake(context: Context, vm: Subject) -> Plan:
@@ -134,10 +136,9 @@ class _Work:
         return self._planned(before, _reached(ran), steps)
 
     def _fresh(self, asked: dict[str, t.Any], ran: bool) -> Plan:
-        swapped_back = self.dead if self.phase == rebuild.SWAPPED else None
+        swapped_back = self.dead if self.phase in _NOT_OLD else None
         xmls = {target: change.xml for target, change in swapped_back.disks.items()} if swapped_back else {}
-        definition = self.swap.definition(xmls, swapped_back.nvram[0] if swapped_back else "")
-        domain = read_domain(definition)
+        domain = read_domain(self.swap.definition(xmls))
         domain = replace(domain, disks=tuple(self.swap.located(disk) for disk in domain.disks))
         chosen = rebuild.choose(domain.disks, self.ask["disks"], name=self.guest.name)
         others = sorted(set(xmls) - set(chosen.targets))
@@ -179,7 +180,7 @@ class _Work:
         steps += [self._last_but_one(ran), self._step("remove_old", self.remove_old)]
         after = {**_reached(ran), "disks": {part.target: self._told(part) for part in self.parts}}
         if self.ask["reset_nvram"]:
-            before["nvram"], after["nvram"] = "as it is", "new" if began.nvram[1] else "as it is"
+            before["nvram"], after["nvram"] = "as it is", "new" if began.nvram else "as it is"
         return self._planned(before, after, steps, warnings, dict(chosen.left))
 
     def _planned(
@@ -440,10 +441,15 @@ class _Work:
             self._users([path for paths in own.values() for path in paths]),
             name=self.guest.name,
         )
-        nvram = domain.firmware.nvram if self.ask["reset_nvram"] else ""
+        nvram = None
+        if self.phase in _NOT_OLD and dead and dead.nvram:  # which put_back brings back
+            nvram = replace(dead.nvram, new=rebuild.new_path(dead.nvram.old, tag))
+        elif self.ask["reset_nvram"] and domain.firmware.kind == "uefi":
+            xml, path = self.swap.nvram()
+            nvram = Change(xml, path, rebuild.new_path(path, tag))
         done = dead if self.phase == rebuild.PROVEN else None
         launch = instance.launch
-        if dead and self.phase == rebuild.SWAPPED and dead.launch:
+        if dead and self.phase in _NOT_OLD and dead.launch:
             launch = dead.launch
         return Began(
             asked=asked,
@@ -452,8 +458,8 @@ class _Work:
                 part.target: Change(xmls[part.target], self._old_file(domain, part.target), part.new)
                 for part in self.parts
             },
-            nvram=(nvram, rebuild.new_path(nvram, tag)) if nvram else ("", ""),
-            remove=(*(done.remove if done else ()), *([done.nvram[0]] if done and done.nvram[0] else []), *remove),
+            nvram=nvram,
+            remove=(*(done.going if done else ()), *remove),
             keep=keep,
             leftovers=tuple([*dead.leftovers, *dead.new_files] if dead and not done else []),
             launch=launch if chosen.root in chosen.targets else None,
@@ -531,7 +537,8 @@ class _Work:
                 **origin,
             )
             instance = replace(instance, launch=launch)
-        self.swap.define(xmls, began.nvram[1], instance)
+        nvram = on_variables(began.nvram.xml, began.nvram.new) if began.nvram else None
+        self.swap.define(xmls, nvram, instance)
         # No increment may begin at what was written to other disks.
         files = self._files()
         for name, targets in self.swap.forget_checkpoints(list(began.disks)).items():
@@ -560,7 +567,7 @@ class _Work:
         """Remove the old files, unless another VM uses them by now. One that cannot be removed is told, and no more:
         the VM runs."""
         began, storage = self._demand_began(), self.context.storage
-        going = [*began.remove, *filter(None, began.nvram[:1])]
+        going = began.going
         users = self._users(going)
         keep = dict(began.keep)
         removed = []
@@ -588,9 +595,10 @@ class _Work:
         what = "nothing of it was changed"
         if self._put_back():
             what = "it has its old disks again"
-        for path in began.new_files:
+        made = [*began.leftovers, *began.new_files]
+        for path in made:
             self.context.storage.remove(path)
-        self.guest.remember(rebuild.disowning(self.guest.recall(), began.new_files))
+        self.guest.remember(rebuild.disowning(self.guest.recall(), made))
         if began.ran and not self.guest.active():
             self.guest.start()
             what = "it has its old disks again and was started"
@@ -607,7 +615,8 @@ class _Work:
         instance = self.guest.recall()
         if began.launch:
             instance = replace(instance, launch=began.launch)
-        self.swap.define({target: change.xml for target, change in began.disks.items()}, began.nvram[0], instance)
+        nvram = began.nvram.xml if began.nvram else None
+        self.swap.define({target: change.xml for target, change in began.disks.items()}, nvram, instance)
         return True
 
 

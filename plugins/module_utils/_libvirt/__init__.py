@@ -19,7 +19,7 @@ from .host import Host, Platform, open_host, pick
 from .launcher import Adjuster, Launcher, remove_files
 from .power import Patience, Power
 from .storage import Storage, storage_of
-from .swap import Swap, on_file
+from .swap import Swap, on_file, on_variables
 
 __all__ = [
     "MISSING",
@@ -44,6 +44,7 @@ __all__ = [
     "Storage",
     "Swap",
     "on_file",
+    "on_variables",
     "open_host",
     "pick",
     "remove_files",

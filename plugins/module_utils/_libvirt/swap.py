@@ -17,7 +17,7 @@ except ImportError:  # run_module() tells the user
 
 from .._core.clock import Clock, wait_until
 from .._core.errors import LifecycleError, NotFound
-from .._model.domain import Disk
+from .._model.domain import Disk, read_domain
 from .._model.instance import Instance
 from .._model.status import BLOCKED, PAUSED, RUNNING, SHUTOFF
 from .errors import doing
@@ -26,6 +26,8 @@ from .xml import disk_nodes, put_instance
 
 # Seconds after which a guest counts as running. What QEMU cannot open, it refuses earlier.
 _SETTLED = 2
+# Where libvirt puts the variables of the VMs of qemu:///system.
+_NVRAM = "/var/lib/libvirt/qemu/nvram"
 _WORDS = {PAUSED: "paused", SHUTOFF: "off"}
 
 
@@ -43,11 +45,11 @@ class Swap:
         found = disk_nodes(self.guest.xml(inactive=True, secure=True))
         return {target: ET.tostring(node, encoding="unicode") for target, node in found.items()}
 
-    def definition(self, disks: t.Mapping[str, str], nvram: str = "") -> ET.Element:
+    def definition(self, disks: t.Mapping[str, str], nvram: str | None = None) -> ET.Element:
         """The VM's definition with other disks.
 
         :param disks: Elements ``<disk>`` as text, by target, for those that are other.
-        :param nvram: The file of the variables, when that is another.
+        :param nvram: The element ``<nvram>`` as text, or nothing for none; ``None`` leaves what there is.
         """
         domain = self.guest.xml(inactive=True, secure=True)
         nodes = disk_nodes(domain)
@@ -55,20 +57,29 @@ class Swap:
         for target, text in disks.items():
             if devices is not None and target in nodes:
                 devices[list(devices).index(nodes[target])] = ET.fromstring(text)
-        variables = domain.find("os/nvram")
-        if nvram and variables is not None:
-            source = variables.find("source")
-            if source is None:
-                variables.text = nvram
-            else:
-                source.set("file", nvram)
+        system = domain.find("os")
+        if nvram is not None and system is not None:
+            for node in system.findall("nvram"):
+                system.remove(node)
+            if nvram:
+                system.append(ET.fromstring(nvram))
         return domain
 
-    def define(self, disks: t.Mapping[str, str], nvram: str, instance: Instance) -> None:
+    def define(self, disks: t.Mapping[str, str], nvram: str | None, instance: Instance) -> None:
         """Define the VM so, which has no QEMU process, and write at the same moment what we remember of it."""
         domain = self.definition(disks, nvram)
         put_instance(domain, instance)
         self.guest.redefine(domain)
+
+    def nvram(self) -> tuple[str, str]:
+        """The element ``<nvram>`` of the definition as text, empty when it has none, and the file of the variables.
+
+        Where libvirt has chosen the firmware, the definition need not name the file (libvirt 9.0).
+        """
+        node = self.guest.xml(inactive=True).find("os/nvram")
+        text = ET.tostring(node, encoding="unicode").strip() if node is not None else ""
+        path = read_domain(self.guest.xml(inactive=not self.guest.active())).firmware.nvram
+        return text, path or f"{_NVRAM}/{self.guest.name}_VARS.fd"
 
     def located(self, disk: Disk) -> Disk:
         """*disk*, with its path in the place of a pool and a volume where that is a file."""
@@ -175,4 +186,18 @@ def on_file(disk: str, path: str) -> str:
         if child not in labels:
             source.remove(child)
     source.set("file", path)
+    return ET.tostring(node, encoding="unicode")
+
+
+def on_variables(nvram: str, path: str) -> str:
+    """The element ``<nvram>``, as text, with another file, which libvirt makes from the firmware's template.
+
+    :param nvram: The element that there is; or empty.
+    """
+    node = ET.fromstring(nvram or "<nvram/>")
+    source = node.find("source")
+    if source is None:
+        node.text = path
+    else:
+        source.set("file", path)
     return ET.tostring(node, encoding="unicode")

@@ -22,6 +22,7 @@ from .launch import GIB
 STAGED = "staged"  # the definition is the old one
 SWAPPED = "swapped"  # it names the new files, and nobody knows whether the VM starts with them
 PROVEN = "proven"  # it did
+ASTRAY = "astray"  # it names the new files of an earlier run, which this one was about to take back
 
 _TAG = re.compile(r"-[0-9a-f]{8}$")
 
@@ -193,10 +194,10 @@ def let_go(
 
 @dataclass(frozen=True)
 class Change:
-    """One disk that gets another content.
+    """One disk, or the variables of UEFI, that get another content.
 
-    :param xml: The disk's element in the definition before.
-    :param old: Its file, and ``new`` the new one.
+    :param xml: The element in the definition before; empty when there was none.
+    :param old: The file, and ``new`` the new one.
     """
 
     xml: str
@@ -211,7 +212,7 @@ class Began:
     :param asked: What the task said, by which a later run knows that it means the same.
     :param ran: Whether the VM ran before.
     :param disks: By target.
-    :param nvram: The file of the variables before and the new one; empty when they stay.
+    :param nvram: The variables of UEFI; ``None`` when they stay.
     :param remove: Files that go in the end.
     :param keep: Files of the old disks that stay, with the reason.
     :param leftovers: New files of earlier runs that died.
@@ -221,7 +222,7 @@ class Began:
     asked: t.Mapping[str, t.Any]
     ran: bool
     disks: t.Mapping[str, Change]
-    nvram: tuple[str, str] = ("", "")
+    nvram: Change | None = None
     remove: tuple[str, ...] = ()
     keep: t.Mapping[str, str] = field(default_factory=dict)
     leftovers: tuple[str, ...] = ()
@@ -241,7 +242,8 @@ class Began:
             told = dict(data)
             told["disks"] = {target: Change(**each) for target, each in told["disks"].items()}
             told["launch"] = Launch(**told["launch"]) if told["launch"] else None
-            for key in ("nvram", "remove", "leftovers"):
+            told["nvram"] = Change(**told["nvram"]) if told["nvram"] else None
+            for key in ("remove", "leftovers"):
                 told[key] = tuple(told[key])
             return Began(**told)
         except (TypeError, KeyError, AttributeError) as exc:
@@ -253,7 +255,12 @@ class Began:
     @property
     def new_files(self) -> list[str]:
         """All that this rebuild makes."""
-        return [*(each.new for each in self.disks.values()), *filter(None, self.nvram[1:])]
+        return [*(each.new for each in self.disks.values()), *([self.nvram.new] if self.nvram else [])]
+
+    @property
+    def going(self) -> list[str]:
+        """The files that go in the end."""
+        return [*self.remove, *([self.nvram.old] if self.nvram else [])]
 
     def phase(self, step: str, files: t.Mapping[str, str]) -> str:
         """How far it has come.
@@ -262,7 +269,7 @@ class Began:
         :param files: The files of the VM's disks as it is defined now, by target.
         """
         if any(files.get(target) != each.new for target, each in self.disks.items()):
-            return STAGED
+            return ASTRAY if set(files.values()) & set(self.leftovers) else STAGED
         return PROVEN if step == "remove_old" else SWAPPED
 
     def owning_both(self, instance: Instance, root: str) -> Instance:

@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import LifecycleError, TimedOut
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import Swap, on_file
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import Swap, on_file, on_variables
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import Instance, OwnDisk
 from tests.unit.fakes import FakeGuest, JumpingClock
 from tests.unit.hypervisor import Hypervisor
@@ -40,6 +40,29 @@ def test_a_disk_without_a_driver_gets_one() -> None:
     assert {"name": "qemu", "type": "qcow2"} in [child.attrib for child in node]
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "<nvram>/new.fd</nvram>"),
+        ("<nvram template='/t.fd'>/old.fd</nvram>", '<nvram template="/t.fd">/new.fd</nvram>'),
+        (
+            "<nvram type='file'><source file='/old.fd'/></nvram>",
+            '<nvram type="file"><source file="/new.fd" /></nvram>',
+        ),
+    ],
+)
+def test_variables_in_another_file_come_from_the_same_template(before: str, after: str) -> None:
+    assert on_variables(before, "/new.fd") == after
+
+
+def test_variables_come_and_go_with_the_definition(kvm: Hypervisor) -> None:
+    kvm.define("web1", running=False)
+    swap = Swap(kvm.guest(), JumpingClock())
+    assert swap.nvram() == ("", "/var/lib/libvirt/qemu/nvram/web1_VARS.fd")
+    assert swap.definition({}, "<nvram>/new.fd</nvram>").findtext("os/nvram") == "/new.fd"
+    assert swap.definition({}, "").find("os/nvram") is None
+
+
 def test_the_disks_and_what_we_remember_change_at_once_and_back(kvm: Hypervisor) -> None:
     kvm.define("web1", running=False, disks=["/old.qcow2", "", "/data.qcow2"])
     first = Instance(disks=(OwnDisk("root", "vda", "/old.qcow2"),), foreign=("<origin />",))
@@ -48,11 +71,11 @@ def test_the_disks_and_what_we_remember_change_at_once_and_back(kvm: Hypervisor)
     old = swap.disks()
     assert sorted(old) == ["vda", "vdb", "vdc"]
     after = Instance(disks=(OwnDisk("root", "vda", "/new.qcow2"),), foreign=("<origin />",))
-    swap.define({"vda": on_file(old["vda"], "/new.qcow2")}, "", after)
+    swap.define({"vda": on_file(old["vda"], "/new.qcow2")}, None, after)
     files = [node.get("file") for node in kvm.domain().iterfind("devices/disk/source")]
     assert files == ["/new.qcow2", "/data.qcow2"]
     assert kvm.recall() == after
-    swap.define({"vda": old["vda"]}, "", first)
+    swap.define({"vda": old["vda"]}, None, first)
     assert (swap.disks(), kvm.recall()) == (old, first)
 
 
@@ -61,7 +84,7 @@ def test_what_is_defined_keeps_the_metadata_of_others(kvm: Hypervisor) -> None:
     domain = kvm.domain()
     ET.SubElement(ET.SubElement(domain, "metadata"), "{urn:other}thing").text = "kept"
     kvm.guest().redefine(domain)
-    Swap(kvm.guest(), JumpingClock()).define({}, "", Instance(foreign=("<origin />",)))
+    Swap(kvm.guest(), JumpingClock()).define({}, None, Instance(foreign=("<origin />",)))
     assert "kept" in [node.text for node in kvm.domain().iterfind("metadata/{urn:other}thing")]
     assert kvm.recall() == Instance(foreign=("<origin />",))
 

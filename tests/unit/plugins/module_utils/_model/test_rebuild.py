@@ -173,9 +173,15 @@ def test_what_is_listed_must_be_among_the_disks_that_are_replaced() -> None:
 @pytest.mark.parametrize("launch", [None, Launch("then", "ada", "i", "/b", "raw", "00", "/s", {"cloud_init": "1"})])
 def test_a_journal_is_read_as_it_was_written(launch: Launch | None) -> None:
     told = began(
-        nvram=("/n/a.fd", "/n/a-0badcafe.fd"), remove=("/r",), keep={"/k": "why"}, leftovers=("/l",), launch=launch
+        nvram=Change("", "/n/a.fd", "/n/a-0badcafe.fd"),
+        remove=("/r",),
+        keep={"/k": "why"},
+        leftovers=("/l",),
+        launch=launch,
     )
     assert Began.load(json.loads(json.dumps(told.dump()))) == told
+    assert told.going == ["/r", "/n/a.fd"]
+    assert told.new_files == ["/d/root-0badcafe.qcow2", "/n/a-0badcafe.fd"]
 
 
 @pytest.mark.parametrize("data", [{}, {"disks": 1}, {**began().dump(), "more": 1}, {**began().dump(), "launch": 7}])
@@ -198,6 +204,12 @@ def test_a_journal_that_says_something_else_is_no_traceback(data: dict[str, t.An
 )
 def test_the_definition_tells_how_far_a_run_came_that_died(step: str, files: dict[str, str], phase: str) -> None:
     assert began().phase(step, files) == phase
+
+
+def test_a_run_that_died_before_it_took_another_back_is_told_from_one_that_did_nothing() -> None:
+    work = began(leftovers=("/d/root-01234567.qcow2",))
+    assert work.phase("put_back", {"vda": "/d/root-01234567.qcow2"}) == rebuild.ASTRAY
+    assert work.phase("put_back", {"vda": "/d/root.qcow2"}) == rebuild.STAGED
 
 
 def test_both_disks_belong_to_the_vm_until_one_is_gone() -> None:
