@@ -56,8 +56,9 @@ class Job:
 
     :param set_id: See :mod:`.._model.snapshot`.
     :param name: Of the set.
-    :param layers: The layers of each disk, from the top down.
+    :param layers: The layers of each disk, from the top down; those of running VMs only where a delta needs them.
     :param upon: What the image of a disk lies upon, by target; the others are whole.
+    :param otherwise: The same, should it turn out that there can be no increment.
     :param properties: Of each image.
     :param since: The backup that this one is an increment of.
     :param checkpoint: The name of the checkpoint to make; or empty.
@@ -70,6 +71,7 @@ class Job:
     disks: tuple[Disk, ...]
     layers: t.Mapping[str, tuple[Layer, ...]]
     upon: t.Mapping[str, Upon]
+    otherwise: t.Mapping[str, Upon]
     properties: t.Mapping[str, str]
     min_disk: int
     min_ram: int
@@ -138,7 +140,8 @@ class Copier:
                     if job.since:
                         self._adopt(job.since)
                     # A delta is told by what QEMU wrote into the file, and it writes all when the CPUs are stopped.
-                    pause = not paused and any(upon.depth for upon in job.upon.values())
+                    told_by_file = any(upon.depth for upon in (*job.upon.values(), *job.otherwise.values()))
+                    pause = told_by_file and not paused
                     with self.backup.held(quiesce=quiesce, pause=pause, timeout=ask["quiesce_timeout"]) as held:
                         socket = self._begin()
                         self.copied.at = stamp(self.clock.now())
@@ -177,7 +180,7 @@ class Copier:
                 self.backup.drop_checkpoint(name)
             socket = self.backup.begin(order)
             self.copied.why_full = str(exc)
-            self.job = replace(job, since=None, upon={})
+            self.job = replace(job, since=None, upon=job.otherwise)
         self.copied.checkpoint = job.checkpoint
         return socket
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from .._core.clock import stamp
 from .._core.errors import Invalid, NotFound, Refused, Unsupported
+from .._core.files import working
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
 from .._images.base import ACTIVE, Image
@@ -183,19 +184,23 @@ class _Work:
         domain = read_domain(self.guest.xml(inactive=not self.live))
         self.chosen = snapshot.choose(domain.disks, ask["disks"], name=self.guest.name)
         self._check_options()
-        layers = {disk.target: self._layers(disk) for disk in self.chosen.disks}
         incremental = bool(ask["incremental"]) and self._can_remember()
         self.starts = incremental and not self.live
+        still = not self.live and not self.starts
+        # QEMU, when it runs, knows what a disk consists of, and tells the disk as a whole.
+        looked_at = self.chosen.disks if still or ask["form"] == snapshot.DELTA else ()
+        layers = {disk.target: self._layers(disk) for disk in looked_at}
         since = self._since() if incremental else None
+        upon: dict[str, Upon] = {}
+        if ask["form"] == snapshot.DELTA:
+            upon = {target: self._parent(target, each) for target, each in layers.items()}
+        otherwise: dict[str, Upon] = {}
         if since:
-            upon = {
-                target: Upon(member.id, member.sha256, member.virtual_size) for target, member in since.disks.items()
-            }
-        elif ask["form"] == snapshot.DELTA:
-            upon = {target: found for target, each in layers.items() if (found := self._parent(target, each))}
-        else:
-            upon = {}
-        if not self.live and not self.starts:
+            otherwise, upon = (
+                upon,
+                {target: Upon(each.id, each.sha256, each.virtual_size) for target, each in since.disks.items()},
+            )
+        if still:
             for target, each in layers.items():
                 if not each:
                     raise Unsupported(
@@ -211,6 +216,7 @@ class _Work:
             disks=self.chosen.disks,
             layers=layers,
             upon=upon,
+            otherwise=otherwise,
             properties=self._properties(),
             min_disk=flavor.root if flavor else 0,
             min_ram=flavor.memory if flavor else 0,
@@ -242,9 +248,12 @@ class _Work:
 
     def _layers(self, disk: Disk) -> tuple[Layer, ...]:
         """The layers of a disk, from the top down; none for a disk that is on no storage of the host."""
-        images = (disk.image, *disk.backing)
+        chains = Chains(self.context.host)
+        images = tuple(chains.resolved(image) for image in (disk.image, *disk.backing))
+        if images[0].kind == "network":
+            return ()
         if not disk.chain_known:
-            found = Chains(self.context.host).below(disk.image)
+            found = chains.below(images[0])
             if not found.known:
                 lowest = found.layers[-1].image
                 raise Unsupported(
@@ -298,7 +307,8 @@ class _Work:
                     return Upon(image.id, base.sha256, base.virtual_size, depth)
         bottom = layers[-1]
         if len(layers) > 1 and storage.base_facts(bottom.path) is None and bottom.kind == "file":
-            size = os.path.getsize(bottom.path)
+            with working(f"look at {bottom.path}"):
+                size = os.path.getsize(bottom.path)
             digests = {"sha256": storage.digest(bottom.path)}
             for image in self._all_images():
                 if image.same_content(size, digests):

@@ -16,6 +16,11 @@ import typing as t
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
+try:
+    import libvirt
+except ImportError:  # run_module() tells the user
+    libvirt = None
+
 from .._core.errors import LifecycleError, NotFound
 from .._model.chain import HEADER, Chain, Layer, Qcow2, backing_of, follow, read_qcow2
 from .._model.domain import Disk, Image, read_domain
@@ -35,6 +40,18 @@ class Chains:
     def below(self, top: Image) -> Chain:
         """The chain of a disk whose definition names *top*."""
         return follow(top, self._look)
+
+    def resolved(self, image: Image) -> Image:
+        """A volume of a storage pool as the file or block device that it is; any other image as it is.
+
+        :raises NotFound: There is no such volume, or its pool is not active.
+        """
+        if image.kind != "volume":
+            return image
+        with doing(f"look at image {image.source} on {self.host.name}"):
+            volume = self._volume(image)
+            kind = {libvirt.VIR_STORAGE_VOL_FILE: "file", libvirt.VIR_STORAGE_VOL_BLOCK: "block"}
+            return replace(image, kind=kind.get(volume.info()[0], "network"), source=volume.path())
 
     def owners(self) -> dict[str, list[str]]:
         """The files that disks of VMs here are in or build upon, each with the VMs' UUIDs.
