@@ -52,7 +52,6 @@ install_peers() { # DIRECTORY
 
 export KVMOPS_LAB=bench-$$
 lab=$REPO/tests/lab/lab
-trap '"$lab" down >/dev/null' EXIT
 cd "$REPO"
 
 power() {
@@ -67,6 +66,8 @@ snapshots() {
 }
 
 for what in $whats; do
+    trap '"$lab" down >/dev/null' EXIT
     "$what" "${words[@]}"
     "$lab" down >/dev/null
+    trap - EXIT
 done
