@@ -36,7 +36,8 @@ options:
   state:
     description:
       - V(present) stores the image if it is not there, and else changes what is told about it.
-      - V(absent) removes it, whatever its status.
+      - V(absent) removes it, whatever its status. It is refused while the image is protected, and while deltas of
+        M(kvmops.lifecycle.vm_snapshot) lie upon it.
       - V(purged) is not about the store, but about the host of O(uri), on which the module must run. There it removes
         from the base cache below O(storage) all images that no VM builds upon. What is kept is told with the reason.
     type: str
@@ -283,6 +284,7 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import (
     inspect_image,
     is_identifier,
 )
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.snapshot import PARENT
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._module import run_images
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._task import StoreContext
 
@@ -303,7 +305,7 @@ def remove(context: StoreContext) -> Plan:
     if len(found) > 1:
         raise _several(context, found)
     for image in found:
-        _demand_unprotected(context, image, "removed")
+        _demand_needless(context, image, "removed")
     steps = [_delete(context, image) for image in found]
     return Plan(_tell(found[0]) if found else {}, {}, steps)
 
@@ -345,7 +347,7 @@ def keep(context: StoreContext) -> Plan:
         )
     for image in found:
         if image not in same[:1]:
-            _demand_unprotected(context, image, "replaced")
+            _demand_needless(context, image, "replaced")
     if same:
         plan = _change(context, same[0], properties, wanted)
         steps = [*plan.steps, *(_delete(context, image, told=False) for image in found if image is not same[0])]
@@ -373,11 +375,18 @@ def _several(context: StoreContext, found: t.Sequence[Image]) -> LifecycleError:
     )
 
 
-def _demand_unprotected(context: StoreContext, image: Image, doing: str) -> None:
+def _demand_needless(context: StoreContext, image: Image, doing: str) -> None:
+    """See that nobody wants to keep an image: it is not protected, and no delta lies upon it."""
+    called = f"Image {image.name} ({image.id}) in {context.store.place}"
     if image.protected:
+        raise Refused(f"{called} is protected and cannot be {doing}.", hint="Say protected: false first.")
+    upon = context.store.find(properties={PARENT: image.id})
+    if upon:
+        names = ", ".join(sorted(each.name for each in upon))
         raise Refused(
-            f"Image {image.name} ({image.id}) in {context.store.place} is protected and cannot be {doing}.",
-            hint="Say protected: false first.",
+            f"{called} cannot be {doing}: {names} lies upon it, and would be lost.",
+            hint="Remove what lies upon it first, with vm_snapshot or this module.",
+            images=[each.id for each in upon],
         )
 
 

@@ -194,6 +194,19 @@ def test_other_content_is_refused_or_takes_the_place(images: Images, tmp_path: P
     assert stored.properties == {}
 
 
+def test_an_image_that_deltas_lie_upon_stays(images: Images, tmp_path: Path) -> None:
+    base = images(src=qcow2(tmp_path / "a", "8M"))["images"][0]
+    properties = {"kvmops_form": "delta", "kvmops_parent": base["id"]}
+    delta = images("monday", src=raw(tmp_path / "delta"), disk_format="raw", properties=properties)["images"][0]
+    for check in (True, False):
+        for params in ({"state": "absent"}, {"src": qcow2(tmp_path / "b", "9M"), "replace": True}):
+            told = images(check=check, **params)
+            assert (told["code"], told["details"]) == ("refused", {"images": [delta["id"]]})
+            assert "monday lies upon it" in told["msg"]
+    images("monday", state="absent")
+    images.quartet(state="absent")
+
+
 def test_a_replacement_that_died_half_way_is_finished(images: Images, tmp_path: Path) -> None:
     path = raw(tmp_path / "a")
     images.store.put(new("web"), Bytes(b"old"))
