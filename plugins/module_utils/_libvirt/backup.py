@@ -95,8 +95,12 @@ class Backup:
             try:
                 told = ET.fromstring(self.domain.backupGetXMLDesc())
             except libvirt.libvirtError as exc:
-                gone = (_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN)
-                if exc.get_error_code() in gone:
+                if exc.get_error_code() in (
+                    _NO_DOMAIN_BACKUP,
+                    libvirt.VIR_ERR_OPERATION_INVALID,  # it is off
+                    libvirt.VIR_ERR_NO_DOMAIN,
+                    libvirt.VIR_ERR_NO_SUPPORT,  # the hypervisor has no such jobs
+                ):
                     return False
                 raise
         server = told.find("server")
