@@ -79,14 +79,14 @@ class Ran:
     peak: float
 
 
-def module(name: str, /, **arguments: t.Any) -> Ran:
+def module(called: str, /, **arguments: t.Any) -> Ran:
     """Run a module in a process of its own."""
     began = time.perf_counter()
-    command = [sys.executable, __file__, "module", name, json.dumps(arguments)]
+    command = [sys.executable, __file__, "module", called, json.dumps(arguments)]
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     seconds = time.perf_counter() - began
     if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stdout}\n{done.stderr}")
+        raise SystemExit(f"{called} failed:\n{done.stdout}\n{done.stderr}")
     return Ran(json.loads(done.stdout), seconds, int(done.stderr.split()[-1]) / 1024)
 
 

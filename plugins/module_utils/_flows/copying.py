@@ -364,7 +364,7 @@ def clean_up(context: Context, guest: Guest | None, data: t.Mapping[str, t.Any])
 
     if guest is not None:
         attempt(lambda _name: _let_go(context, guest, data), [guest.name])
-    attempt(lambda image: context.store.delete(image), data.get("images", []))
+    attempt(context.store.delete, data.get("images", []))
     attempt(context.storage.remove, data.get("scratch", []))
     if faults:
         raise faults[0]

@@ -454,11 +454,16 @@ _FIELDS: dict[str, type] = {
 }
 
 
+def _is(value: t.Any, kind: type) -> bool:
+    """Whether *value* is of that kind; a truth value is no number here."""
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
 def _image(told: t.Any, path: str) -> Image | None:
     """The image that a sidecar tells of; ``None`` when it is none of ours."""
     if not isinstance(told, dict) or told.get("schema") != _SCHEMA:
         return None
-    if any(type(told.get(key)) is not kind for key, kind in _FIELDS.items()):
+    if not all(_is(told.get(key), kind) for key, kind in _FIELDS.items()):
         return None
     texts = [*told["properties"].values(), *told["digests"].values()]
     if not all(isinstance(text, str) for text in texts) or not _SHA256.fullmatch(told["digests"].get("sha256", "")):

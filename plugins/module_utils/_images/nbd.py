@@ -116,21 +116,26 @@ class Export:
         """
         position = 0
         while position < self.size:
-            answers: list[int] = []
-
-            def collect(about: str, _offset: int, entries: list[int], _error: int, answers: list[int] = answers) -> int:
-                if about == context:
-                    answers.extend(entries)
-                return 0
-
-            with self.doing(f"ask for {context} of"):
-                self._handle.block_status(min(_PAGE, self.size - position), position, collect)
+            answers = self._ask(context, position)
             before = position
             for length, flags in zip(answers[::2], answers[1::2]):
                 yield Status(position, length, flags)
                 position += length
             if position == before:
                 raise LifecycleError(f"Failed to ask for {context} of {self.what}: it says nothing about {position}.")
+
+    def _ask(self, context: str, position: int) -> list[int]:
+        """Lengths and flags, by turns, of what begins at *position*."""
+        answers: list[int] = []
+
+        def collect(about: str, _offset: int, entries: list[int], _error: int) -> int:
+            if about == context:
+                answers.extend(entries)
+            return 0
+
+        with self.doing(f"ask for {context} of"):
+            self._handle.block_status(min(_PAGE, self.size - position), position, collect)
+        return answers
 
     def start_read(self, buffer: memoryview, offset: int) -> int:
         """Begin to fill *buffer* with what is at *offset*; what lies behind the disk's end is zeros.

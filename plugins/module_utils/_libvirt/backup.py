@@ -266,6 +266,7 @@ class Backup:
         """
         held = Held()
         with Guard(self.guest.host.uri, self.guest.uuid) as guard:
+            guard.wait()
             began = self.clock.monotonic()
             frozen = self._freeze(guard, held, timeout, required=quiesce == "required") if quiesce != "never" else 0
             holds = held.quiesced or pause

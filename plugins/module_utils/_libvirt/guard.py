@@ -14,6 +14,7 @@ import subprocess
 import sys
 import types
 
+from .._core.errors import LifecycleError
 from .._core.files import working
 
 FREEZE = "freeze"
@@ -30,7 +31,7 @@ def job(socket: str) -> str:
 # the guest, once it is able to. So it is tried again, ever more seldom, for an hour. What cannot be owed any more, as
 # the VM is off or the job is gone, counts as paid.
 _PROGRAM = """
-import sys, time
+import os, sys, time
 import libvirt
 
 uri, uuid = sys.argv[1:3]
@@ -81,6 +82,10 @@ def attempt(owed):
     finally:
         connection.close()
 
+try:
+    os.write(1, b"ready\\n")
+except OSError:  # who began us is dead already
+    pass
 owed = set()
 for line in sys.stdin:
     (owed.add if line[0] == "+" else owed.discard)(line[1:].strip())
@@ -114,11 +119,20 @@ class Guard:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, uri, uuid],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
                 text=True,
             )
+
+    def wait(self) -> None:
+        """Wait until it has started, which takes CPU time that the guest should have while it is held.
+
+        :raises LifecycleError: It does not start.
+        """
+        pipe = self._process.stdout
+        if pipe is None or pipe.readline() != "ready\n":
+            raise LifecycleError("Failed to start a process that lets the guest go if this one dies: it ended at once.")
 
     def owe(self, debt: str) -> None:
         """Remember a debt, before it is made."""
@@ -150,6 +164,8 @@ class Guard:
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         if not self._owed:  # else it may take minutes, which is not ours to wait for
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(5)

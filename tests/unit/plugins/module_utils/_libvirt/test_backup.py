@@ -68,6 +68,9 @@ class Debts:
         self.owed: set[str] = set()
         self.told: list[str] = []
 
+    def wait(self) -> None:
+        assert not self.told
+
     def owe(self, debt: str) -> None:
         self.owed.add(debt)
         self.told.append(f"+{debt}")

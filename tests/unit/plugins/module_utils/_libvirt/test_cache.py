@@ -76,7 +76,7 @@ def source(tmp_path: Path) -> Path:
 @contextlib.contextmanager
 def child(*arguments: str) -> t.Iterator[subprocess.Popen[str]]:
     """A process that waits for a line before it fetches."""
-    found = next(path for path in sys.path if (Path(path) / "ansible_collections/kvmops/lifecycle").is_dir())
+    [found, *_more] = (path for path in sys.path if (Path(path) / "ansible_collections/kvmops/lifecycle").is_dir())
     repository = Path(__file__).resolve().parents[5]
     with subprocess.Popen(
         [sys.executable, "-c", CHILD, *arguments],
