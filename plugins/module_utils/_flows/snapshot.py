@@ -126,9 +126,9 @@ class _About:
         return snapshot.newest_last(found)
 
     def broken(self, backup_type: str) -> list[Manifest]:
-        """Those of that type that cannot be restored, as images are missing."""
+        """Those of that type that cannot be restored, as images are missing, and what is left of some."""
         good = {each.set_id for each in self.backups(backup_type)}
-        found = snapshot.manifests(self.images)
+        found = [*snapshot.manifests(self.images), *snapshot.orphaned(self.images)]
         return [each for each in found if each.backup_type == backup_type and each.set_id not in good]
 
     def named(self, name: str, vm: str) -> Manifest | None:

@@ -72,6 +72,10 @@ class Stored(t.Protocol):
         """Bytes."""
 
     @property
+    def created_at(self) -> str:
+        """When it was made, as a stamp."""
+
+    @property
     def properties(self) -> t.Mapping[str, str]:
         """What is told about it."""
 
@@ -336,6 +340,44 @@ def missing(manifest: Manifest, look: t.Callable[[str], Stored | None]) -> str:
             seen.add(parent)
             ahead.append(parent)
     return ""
+
+
+def orphaned(images: t.Iterable[Stored]) -> list[Manifest]:
+    """Sets among *images* without a manifest, as far as their images tell: the one that had it was removed, or it was
+    never written. Somebody may just be making one."""
+    images = list(images)
+    whole = sealed(images)
+    by_set: dict[str, list[Stored]] = {}
+    for image in images:
+        set_id = image.properties.get(SET, "")
+        if set_id and set_id not in whole:
+            by_set.setdefault(set_id, []).append(image)
+    return [
+        Manifest(
+            set_id=set_id,
+            name=members[0].name,
+            vm="",
+            vm_uuid=members[0].properties.get("instance_uuid", ""),
+            kind=members[0].properties.get("image_type", ""),
+            at=min(image.created_at for image in members),
+            quiesced=False,
+            state="",
+            members=tuple(
+                Member(
+                    role=image.properties.get(ROLE, ""),
+                    id=image.id,
+                    size=image.size,
+                    sha256="",
+                    target=image.properties.get(DISK, ""),
+                    form=image.properties.get(FORM, FULL),
+                    parent=image.properties.get(PARENT, ""),
+                )
+                for image in members
+            ),
+            backup_type=members[0].properties.get("backup_type", ""),
+        )
+        for set_id, members in by_set.items()
+    ]
 
 
 def sealed(images: t.Iterable[Stored]) -> frozenset[str]:

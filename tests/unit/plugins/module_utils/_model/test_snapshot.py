@@ -37,6 +37,7 @@ class Stored:
     name: str = "i"
     status: str = "active"
     size: int = 10
+    created_at: str = AT
     properties: t.Mapping[str, str] = field(default_factory=dict)
 
 
@@ -243,6 +244,17 @@ def test_a_set_is_complete_when_all_its_images_are_whole() -> None:
     assert snapshot.complete([images[0], replace(images[1], status="queued"), *images[2:]]) == [two]
     assert snapshot.complete(images_of(a_set(3, targets=()))) == []
     assert snapshot.sealed([*images[:3], Stored("foreign")]) == {one.set_id, two.set_id}
+
+
+def test_what_is_left_of_a_set_without_its_manifest_is_told_by_its_images() -> None:
+    one = a_set(1)
+    two = a_set(2, one)
+    left, whole = images_of(two)[0], images_of(one)
+    told = {key: value for key, value in left.properties.items() if key != snapshot.MANIFEST}
+    told.update(backup_type="daily", instance_uuid=two.vm_uuid, image_type="backup")
+    (found,) = snapshot.orphaned([*whole, replace(left, properties=told), Stored("foreign")])
+    assert (found.set_id, found.backup_type, found.at, found.parents) == (two.set_id, "daily", AT, two.parents)
+    assert [member.id for member in found.members] == [left.id]
 
 
 def test_what_a_set_builds_upon_may_be_missing_at_any_depth() -> None:
