@@ -326,7 +326,13 @@ class _Work:
     def _scratch(self) -> str:
         """Where the guest's overwrites are put aside: beside the first disk that is a file."""
         if self.ask["scratch"]:
-            return names.check_directory(self.ask["scratch"])
+            directory = names.check_directory(self.ask["scratch"])
+            if not os.path.isdir(directory):
+                raise NotFound(
+                    f"There is no directory {directory} on {self.context.host.name} for scratch files.",
+                    hint="Make it, so that QEMU may write there, or say another one with scratch.",
+                )
+            return directory
         for disk in self.chosen.disks:
             if disk.image.kind == "file":
                 return os.path.dirname(disk.image.source)

@@ -255,6 +255,7 @@ def with_files(kvm: Hypervisor, shelf: Shelf) -> None:
         ({"image": "x", "disks": []}, "refused", "no disk was named"),
         ({"image": "x", "form": "delta"}, "refused", "no image in"),
         ({"image": "x", "scratch": "relative/../path"}, "invalid", ""),
+        ({"image": "x", "scratch": "/no/such/directory"}, "not_found", "/no/such/directory"),
         ({"image": "n1"}, "refused", "a backup of the type daily"),
         ({"image": "n1", "backup_type": "weekly"}, "refused", "a backup of the type daily"),
         ({"image": "s", "backup_type": "weekly"}, "refused", "a snapshot, and no backup"),
