@@ -14,12 +14,14 @@ from dataclasses import dataclass, field, replace
 
 from .._core.clock import Clock, parse_stamp, stamp
 from .._core.errors import LifecycleError, NoSpace, NotFound
+from .._core.files import working
 from .._images import FileContent, NewImage
 from .._images.extents import above, allocation, changed, dirty, full, to_clusters
 from .._images.nbd import ALLOCATION, Export, Qcow2Content, dirty_bitmap
 from .._images.qcow2 import Layout
 from .._images.rest import Layer, at_rest, compressed, depths, exported, remove_bitmap
 from .._libvirt import Backup, BackupOrder, CheckpointLost, Guard, Guest, Held
+from .._libvirt.guard import file as file_debt
 from .._libvirt.guard import job as job_debt
 from .._model import snapshot
 from .._model.domain import Disk
@@ -139,6 +141,7 @@ class Copier:
                 try:
                     if job.since:
                         self._adopt(job.since)
+                    self._make_scratch(guard)
                     # A delta is told by what QEMU wrote into the file, and it writes all when the CPUs are stopped.
                     told_by_file = any(upon.depth for upon in (*job.upon.values(), *job.otherwise.values()))
                     pause = told_by_file and not paused
@@ -151,10 +154,28 @@ class Copier:
                 finally:
                     self.backup.end()
                     guard.paid(debt)
+                    self._remove_scratch(guard)
         except LifecycleError as exc:
             self._explain(exc)
             raise
         return self.copied
+
+    def _make_scratch(self, guard: Guard) -> None:
+        """Make the scratch files before the guest is held, and not while it is."""
+        for disk in self.job.disks:
+            path = self.job.scratch_file(disk.target)
+            guard.owe(file_debt(path))
+            self.context.storage.make_disk(path, self.guest.disk_size(disk.target))
+            if disk.image.path:  # which QEMU has open; libvirt need not be one that gives files to QEMU's user
+                with working(f"give {path} to QEMU"):
+                    owner = os.stat(disk.image.path)
+                    os.chown(path, owner.st_uid, owner.st_gid)
+
+    def _remove_scratch(self, guard: Guard) -> None:
+        for disk in self.job.disks:
+            path = self.job.scratch_file(disk.target)
+            self.context.storage.remove(path)
+            guard.paid(file_debt(path))
 
     def _adopt(self, since: Manifest) -> None:
         """libvirt forgets a checkpoint when the VM moves to another host; the bitmaps come along in the disks."""

@@ -46,7 +46,7 @@ _REASONS: tuple[tuple[str, type[LifecycleError]], ...] = (
     ("Permission denied", Denied),
     ("No such file or directory", NotFound),
     (" lock", Busy),
-    ("is not found", NotFound),  # a bitmap
+    ("not found", NotFound),  # a bitmap
 )
 
 Node = t.Mapping[str, t.Any]

@@ -52,8 +52,8 @@ class BackupOrder:
     """What a backup job is to do.
 
     :param run: Tells this job from those of others and of other runs; part of a file's name.
-    :param scratch: For each disk, by target, the file for what the guest overwrites meanwhile; libvirt makes and
-        removes it.
+    :param scratch: For each disk, by target, the file for what the guest overwrites meanwhile: an empty qcow2 of the
+        disk's size.
     :param since: The checkpoint that the exports tell the changes since; or empty.
     :param checkpoint: The checkpoint to make at the same point in time; or empty.
     """
@@ -117,7 +117,9 @@ class Backup:
         checkpoint = _checkpoint_xml(order.checkpoint, order.scratch) if order.checkpoint else None
         with doing(f"begin a backup of VM {self.guest.name}"):
             try:
-                self.domain.backupBegin(self._xml(order, socket), checkpoint, 0)
+                self.domain.backupBegin(
+                    self._xml(order, socket), checkpoint, libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
+                )
             except libvirt.libvirtError as exc:
                 if exc.get_error_code() in (_CHECKPOINT_INCONSISTENT, _NO_DOMAIN_CHECKPOINT):
                     raise CheckpointLost(

@@ -26,6 +26,11 @@ def job(socket: str) -> str:
     return f"job {socket}"
 
 
+def file(path: str) -> str:
+    """The debt of a file that is of no use any more."""
+    return f"file {path}"
+
+
 # Lines "+DEBT" and "-DEBT" come in; at the end of the input, which is there at the latest when the writer is dead, what
 # is still owed is paid. libvirtd may be down, which is why we died; and an agent that did not answer may still freeze
 # the guest, once it is able to. So it is tried again, ever more seldom, for an hour. What cannot be owed any more, as
@@ -35,6 +40,7 @@ import os, sys, time
 import libvirt
 
 uri, uuid = sys.argv[1:3]
+ORDER = ("job", "pause", "file", "freeze")  # that last: it may take its time
 GONE = (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_NO_DOMAIN_BACKUP)
 
 def stands_still(domain, *reasons):
@@ -63,6 +69,9 @@ def pay(domain, debt):
     what, _space, about = debt.partition(" ")
     if what == "job":
         end_job(domain, about)
+    elif what == "file":
+        if os.path.exists(about):
+            os.unlink(about)
     elif what == "pause":
         resume(domain)
     else:
@@ -72,7 +81,7 @@ def attempt(owed):
     connection = libvirt.open(uri)
     try:
         domain = connection.lookupByUUIDString(uuid)
-        for debt in sorted(owed, key="freeze".__eq__):  # that last: it may take its time
+        for debt in sorted(owed, key=lambda debt: ORDER.index(debt.split()[0])):
             try:
                 pay(domain, debt)
             except libvirt.libvirtError as error:

@@ -131,6 +131,17 @@ def test_what_is_owed_is_paid_at_the_end_and_what_was_paid_is_not(world: World) 
     assert [line for line in told if line.startswith("timeout")] == ["timeout 5", "timeout 600"]
 
 
+def test_a_file_of_no_use_is_removed_and_one_that_was_used_up_is_not(world: World, tmp_path: Path) -> None:
+    with Guard("test:///x", UUID) as owing:
+        for name in ("useless", "used", "never"):
+            if name != "never":
+                (tmp_path / name).touch()
+            owing.owe(guard.file(str(tmp_path / name)))
+        owing.paid(guard.file(str(tmp_path / "used")))
+    assert ended(owing) == 0
+    assert [(tmp_path / name).exists() for name in ("useless", "used", "never")] == [False, True, False]
+
+
 def test_only_our_own_job_is_ended(world: World) -> None:
     for job, calls in (("", []), ("/run/domain-1/theirs", []), (SOCKET, ["abort"])):
         world.set("job", job)
