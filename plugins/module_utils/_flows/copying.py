@@ -21,6 +21,7 @@ from .._images.nbd import ALLOCATION, Export, Qcow2Content, dirty_bitmap
 from .._images.qcow2 import Layout
 from .._images.rest import Layer, at_rest, compressed, depths, exported, remove_bitmap
 from .._libvirt import Backup, BackupOrder, CheckpointLost, Guard, Guest, Held
+from .._libvirt.files import PART
 from .._libvirt.guard import file as file_debt
 from .._libvirt.guard import job as job_debt
 from .._model import snapshot
@@ -88,6 +89,12 @@ class Job:
     def packed_file(self, target: str) -> str:
         """Where the compressed image of a disk is made."""
         return f"{self.scratch}/kvmops-{self.set_id}-{target}.packed"
+
+    @property
+    def files(self) -> list[str]:
+        """All files that may be made on the host."""
+        made = [path(disk.target) for disk in self.disks for path in (self.scratch_file, self.packed_file)]
+        return [*made, *(f"{path}{PART}" for path in made)]
 
     @property
     def ids(self) -> list[str]:

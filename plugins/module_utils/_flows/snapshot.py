@@ -421,7 +421,6 @@ class _Work:
     def _begin_journal(self, job: Job) -> None:
         """What a later run would have to remove, together with what an earlier one has left."""
         left = self.left
-        scratch = [path(disk.target) for disk in job.disks for path in (job.scratch_file, job.packed_file)]
         qcow2 = {disk.image.source for disk in job.disks if (disk.image.kind, disk.image.format) == ("file", "qcow2")}
         began = Journal.begin(
             self.action,
@@ -429,7 +428,7 @@ class _Work:
             name=self.name,
             store=self.context.store.place,
             images=[*left.get("images", []), *job.ids],
-            scratch=[*left.get("scratch", []), *scratch],
+            scratch=[*left.get("scratch", []), *job.files],
             checkpoints=[*left.get("checkpoints", []), *([job.checkpoint] if job.checkpoint else [])],
             disks=sorted({*left.get("disks", []), *qcow2}),
             quiesce=self.ask["quiesce"] != "never" or bool(left.get("quiesce")),

@@ -40,7 +40,6 @@ import os, sys, time
 import libvirt
 
 uri, uuid = sys.argv[1:3]
-ORDER = ("job", "pause", "file", "freeze")  # that last: it may take its time
 GONE = (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_NO_DOMAIN_BACKUP)
 
 def stands_still(domain, *reasons):
@@ -69,9 +68,6 @@ def pay(domain, debt):
     what, _space, about = debt.partition(" ")
     if what == "job":
         end_job(domain, about)
-    elif what == "file":
-        if os.path.exists(about):
-            os.unlink(about)
     elif what == "pause":
         resume(domain)
     else:
@@ -81,7 +77,7 @@ def attempt(owed):
     connection = libvirt.open(uri)
     try:
         domain = connection.lookupByUUIDString(uuid)
-        for debt in sorted(owed, key=lambda debt: ORDER.index(debt.split()[0])):
+        for debt in sorted(owed, key="freeze".__eq__):  # that last: it may take its time
             try:
                 pay(domain, debt)
             except libvirt.libvirtError as error:
@@ -98,6 +94,12 @@ except OSError:  # who began us is dead already
 owed = set()
 for line in sys.stdin:
     (owed.add if line[0] == "+" else owed.discard)(line[1:].strip())
+for debt in [debt for debt in owed if debt.startswith("file ")]:  # for that nobody needs libvirt
+    try:
+        os.unlink(debt[5:])
+    except OSError:  # it is not there; what else may be the matter, the next run tells
+        pass
+    owed.discard(debt)
 libvirt.registerErrorHandler(lambda *_: None, None)
 end, interval = time.monotonic() + 3600, 0.5
 while owed:

@@ -132,12 +132,14 @@ def test_what_is_owed_is_paid_at_the_end_and_what_was_paid_is_not(world: World) 
 
 
 def test_a_file_of_no_use_is_removed_and_one_that_was_used_up_is_not(world: World, tmp_path: Path) -> None:
+    world.set("fails", "lookup 42")  # the VM is gone, too
     with Guard("test:///x", UUID) as owing:
         for name in ("useless", "used", "never"):
             if name != "never":
                 (tmp_path / name).touch()
             owing.owe(guard.file(str(tmp_path / name)))
         owing.paid(guard.file(str(tmp_path / "used")))
+        owing.owe(PAUSE)
     assert ended(owing) == 0
     assert [(tmp_path / name).exists() for name in ("useless", "used", "never")] == [False, True, False]
 
