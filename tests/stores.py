@@ -161,7 +161,7 @@ class StoreContract:
         assert store.find() == [first]
         assert read(store, first) == b"first"
 
-    @pytest.mark.parametrize("image_id", ["", "a", "../../a", str(uuid.uuid4()).upper()])
+    @pytest.mark.parametrize("image_id", ["", "a", "../../a", "8F2C6B52-4B05-4E0D-A6D2-5C1B8E0D7A11"])
     def test_an_identifier_is_a_uuid(self, store: Store, image_id: str) -> None:
         with pytest.raises(Invalid, match="no UUID"):
             store.put(new(id=image_id), Bytes(b"x"))

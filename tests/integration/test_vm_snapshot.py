@@ -467,8 +467,10 @@ def test_disks_of_every_kind_are_copied_as_they_are(lab: Lab, play: Playbook, di
         """,
     )
     small, large = qcow2(lab, "small", "20M", "-o cluster_size=4k"), qcow2(lab, "large", "20M", "-o cluster_size=2M")
-    for path in (small, large):
+    volume = qcow2(lab, "volume")
+    for path in (small, large, volume):
         lab.sh("kvm1", f"qemu-io -f qcow2 -c 'write -P 7 5000k 12k' {path}")
+    lab.sh("kvm1", f"virsh pool-create-as barepool dir --target {IMAGES}/bare")
     loop = lab.sh(
         "kvm1",
         f"""
@@ -485,6 +487,10 @@ def test_disks_of_every_kind_are_copied_as_they_are(lab: Lab, play: Playbook, di
         "<disk type='network'><driver name='qemu' type='raw'/><source protocol='nbd' name='vol'>"
         f"<host transport='unix' socket='{socket}'/></source><target dev='vdf' bus='virtio'/></disk>"
     )
+    pooled = (
+        "<disk type='volume'><driver name='qemu' type='qcow2'/><source pool='barepool' volume='volume.qcow2'/>"
+        "<target dev='vdh'/></disk>"
+    )
     cdrom = "<disk type='file' device='cdrom'><target dev='hda' bus='ide'/></disk>"
     kinds = {
         "vda": (f"{IMAGES}/bare/top.qcow2", "qcow2"),
@@ -492,11 +498,14 @@ def test_disks_of_every_kind_are_copied_as_they_are(lab: Lab, play: Playbook, di
         "vdc": (loop, "raw"),
         "vdd": (small, "qcow2"),
         "vde": (large, "qcow2"),
+        "vdh": (volume, "qcow2"),
     }
     files = "".join(
-        file_disk(path.strip("'"), form, target) for target, (path, form) in kinds.items() if target != "vdc"
+        file_disk(path.strip("'"), form, target)
+        for target, (path, form) in kinds.items()
+        if target not in ("vdc", "vdh")
     )
-    vm = Bare(lab, name.replace("'", "&apos;"), files + block + network + read_only + cdrom)
+    vm = Bare(lab, name.replace("'", "&apos;"), files + block + network + read_only + pooled + cdrom)
     vm.name = name
     try:
         for image in ("off", "on"):
@@ -524,7 +533,11 @@ def test_disks_of_every_kind_are_copied_as_they_are(lab: Lab, play: Playbook, di
         assert directory.images() == {}
     finally:
         vm.remove()
-        lab.sh("kvm1", f"losetup -d {loop}; pkill -f {socket}; rm -rf {IMAGES}/bare", check=False)
+        lab.sh(
+            "kvm1",
+            f"virsh pool-destroy barepool; losetup -d {loop}; pkill -f {socket}; rm -rf {IMAGES}/bare",
+            check=False,
+        )
 
 
 # ---- backups
@@ -794,6 +807,7 @@ def test_a_delta_is_what_differs_from_the_image_in_the_store(
     shutil.copyfile(content, lab.outside(f"{WORK}/base.qcow2"))
     flavor = {"vcpus": 1, "memory": 96, "root": 1}
     image = task("image", name="base", src=f"{WORK}/base.qcow2", disk_format="qcow2", image_store=shelf.options)
+    image["kvmops.lifecycle.image"]["properties"] = {"os_type": "linux", "hw_vif_model": "virtio"}
     by_file = task("vm", **order(lab, "file", image=f"{WORK}/base.qcow2", flavor=flavor))
     by_name = task("vm", **order(lab, "named", image="base", image_store=shelf.options, flavor=flavor))
     early = {**run(shelf, "x", name="file", form="delta"), "ignore_errors": True}
@@ -805,10 +819,10 @@ def test_a_delta_is_what_differs_from_the_image_in_the_store(
         assert launched["outcome"] == "ok"
         (base,) = shelf.images()
         paths = [lab.sh("kvm1", f"virsh domblklist {name} | awk '$1 == \"vda\" {{print $2}}'") for name in both]
-        for name in both:
+        for number, name in enumerate(both):
             vm = Bare.__new__(Bare)
             vm.lab, vm.name = lab, name
-            vm.write(2, "1M 1M")
+            vm.write(2 + number, "1M 1M")
             vm.write(0, "3M 1M")
             vm.write(3, "900M 64k")  # behind the end of the base
         what = run(shelf, "delta", name=both, form="delta")["kvmops.lifecycle.vm_snapshot"]
@@ -821,7 +835,9 @@ def test_a_delta_is_what_differs_from_the_image_in_the_store(
             assert 0 < vm_told["figures"]["held_ms"] < 5000  # its CPUs were stopped for the moment
             stored = shelf.images()[made_of["id"]]
             assert stored["disk_format"] == "raw"
-            assert stored["properties"].get("base_image_ref", "") == (base if name == "again-named" else "")
+            of_base = {key: stored["properties"].get(key) for key in ("base_image_ref", "os_type", "hw_vif_model")}
+            by_store = name == "again-named"
+            assert list(of_base.values()) == ([base, "linux", "virtio"] if by_store else [None, None, None])
             same(lab, shelf, vm_told["figures"], "vda", path)
             options = {"image": made_of["id"], "image_store": shelf.options, "flavor": flavor, "start": False}
             launches.append(task("vm", **order(lab, name, **options)))

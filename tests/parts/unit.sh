@@ -8,4 +8,4 @@ set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 cd "$REPO" || exit 1
 
-exec pytest tests/unit -q
+exec pytest tests/unit -q -n 2
