@@ -302,14 +302,14 @@ def test_memory_does_not_grow_with_the_image(place: Path) -> None:
         place,
         """
         class Long:
-            def __len__(self): return 600 * MIB
+            def __len__(self): return 150 * MIB
             def __iter__(self):
                 block = b"x" * MIB
-                for _number in range(600): yield block
+                for _number in range(150): yield block
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         image = store.put(new(), Long())
         with store.open(image) as content:
-            assert sum(len(block) for block in content) == 600 * MIB
+            assert sum(len(block) for block in content) == 150 * MIB
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
         """,
     )
