@@ -24,7 +24,7 @@ from .._core.errors import Invalid, NotFound, Refused, Unsupported
 from .domain import Disk
 
 SET = "kvmops_set"
-ROLE = "kvmops_role"  # "disk", or "memory" for the memory of a suspended VM
+ROLE = "kvmops_role"  # "disk", or "memory" for the memory of a suspended VM; see also shelf.py
 DISK = "kvmops_disk"  # the target, as vda
 FORM = "kvmops_form"
 FORMAT = "kvmops_format"  # what the content really is: qcow2
@@ -208,7 +208,7 @@ def inherited(properties: t.Mapping[str, str]) -> dict[str, str]:
 class Member:
     """One image of a set.
 
-    :param role: ``disk`` or ``memory``.
+    :param role: ``disk`` or ``memory``; a shelf has others too (:mod:`.shelf`).
     :param id: Of the image in the store.
     :param size: Of the image's content, in bytes; ``sha256`` is its hash.
     :param target: Of the disk.
@@ -232,12 +232,13 @@ class Member:
 class Manifest:
     """What a set is.
 
-    :param kind: ``snapshot`` or ``backup``, as Nova's ``image_type``.
+    :param kind: ``snapshot`` or ``backup``, as Nova's ``image_type``; or ``shelf``.
     :param at: Stamp of the point in time.
     :param quiesced: Whether the guest's file systems were frozen at that point.
     :param state: The VM's power state then: ``running``, ``paused``, ``stopped`` or ``suspended``.
     :param checkpoint: libvirt's checkpoint of that point, that an increment may begin at; or empty.
     :param left: Disks that the set has no image of, each with the reason.
+    :param shelf: Of a shelf (:mod:`.shelf`): what is known of the VM besides.
     """
 
     set_id: str
@@ -252,6 +253,7 @@ class Manifest:
     backup_type: str = ""
     checkpoint: str = ""
     left: t.Mapping[str, str] = field(default_factory=dict)
+    shelf: t.Mapping[str, t.Any] | None = None
 
     def dump(self) -> str:
         """As ASCII JSON: Glance refuses other characters."""
