@@ -9,7 +9,7 @@ from __future__ import annotations
 import typing as t
 
 from .base import Content, Image, NewImage, Store, is_identifier, resolve
-from .content import FileContent, VerifiedContent, digests_of
+from .content import FileContent, TextContent, VerifiedContent, digests_of
 from .directory import DirectoryStore
 from .formats import ImageFacts, inspect_image
 from .nocloud import NoCloud
@@ -22,6 +22,7 @@ __all__ = [
     "NewImage",
     "NoCloud",
     "Store",
+    "TextContent",
     "VerifiedContent",
     "digests_of",
     "inspect_image",

@@ -54,6 +54,21 @@ class FileContent:
             raise Invalid(f"{self.called} was changed while it was read.", hint="Run the task again.")
 
 
+class TextContent:
+    """A short content that is there already: a definition, what firmware remembers, who holds a claim."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __len__(self) -> int:
+        """All bytes."""
+        return len(self._content)
+
+    def __iter__(self) -> t.Iterator[Block]:
+        """It, in blocks."""
+        return (self._content[start : start + BLOCK] for start in range(0, len(self._content), BLOCK))
+
+
 class VerifiedContent:
     """A content that must have these hashes.
 
