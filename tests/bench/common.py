@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import platform
 import statistics
@@ -86,6 +87,44 @@ class Bench:
             "ansible": ansible.__version__,
             "load": f"{self.load:.1f} and {os.getloadavg()[0]:.1f}",
         }
+
+
+class Rounds:
+    """Measures the same things round after round.
+
+    :param units: What figures are in, by name; the others are seconds.
+    """
+
+    def __init__(self, bench: Bench, units: t.Mapping[str, str]) -> None:
+        self.bench = bench
+        self.units = units
+        self.found: Table = {}
+        self.number = 0
+        storage = bench.lab.kvm.dir / "hosts" / HOST / "private.img"
+        self.storage = storage if storage.exists() else None
+
+    def forget(self) -> None:
+        """Nobody finds in memory what another has read: neither in the host's page cache nor, as its storage is a file
+        of this machine, in that of the machine."""
+        self.bench.inside("forget")
+        if self.storage:
+            fd = os.open(self.storage, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(fd)
+
+    def note(self, key: str, *words: str) -> None:
+        """Measure, and keep all that is told."""
+        self.forget()
+        for name, number in json.loads(self.bench.inside(*words)).items():
+            note(self.found, f"{key}, {name}", float(number), self.units.get(name, "s"))
+
+    def turn(self, keys: t.Sequence[str]) -> t.Sequence[str]:
+        """In each round another one is first."""
+        first = self.number % len(keys)
+        return [*keys[first:], *keys[:first]]
 
 
 def note(table: Table, key: str, number: float, unit: str = "s") -> None:

@@ -4,18 +4,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 # Measures the modules beside what a user would use instead, on a lab of its own, and writes docs/benchmarks.md (power:
-# vm_power, vm_info) and docs/benchmarks_snapshots.md (snapshots):
-# tests/bench/run.sh [--what power|snapshots] [--rounds N] [--print] [--quick]. Without --what: both, which takes the
-# better part of an hour; leave the machine alone meanwhile. --quick is for snapshots alone.
+# vm_power, vm_info), docs/benchmarks_snapshots.md (snapshots) and docs/benchmarks_shelve.md (shelve, with room for
+# 30 GiB): tests/bench/run.sh [--what power|snapshots|shelve] [--rounds N] [--print] [--quick]. Without --what: all of
+# them, which takes more than an hour; leave the machine alone meanwhile. --quick is for snapshots and shelve alone.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 
-whats="power snapshots"
+whats="power snapshots shelve"
 words=()
 while [ $# -gt 0 ]; do
     case $1 in
     --what)
-        whats=${2:?--what power or --what snapshots}
+        whats=${2:?--what power, snapshots or shelve}
         shift
         ;;
     --what=*) whats=${1#*=} ;;
@@ -25,9 +25,9 @@ while [ $# -gt 0 ]; do
 done
 for what in $whats; do
     case $what in
-    power | snapshots) ;;
+    power | snapshots | shelve) ;;
     *)
-        echo "bench: --what is power or snapshots" >&2
+        echo "bench: --what is power, snapshots or shelve" >&2
         exit 2
         ;;
     esac
@@ -63,6 +63,11 @@ power() {
 snapshots() {
     "$lab" up --hosts 1 --glance --private-size 24G </dev/null
     python -m tests.bench.snapshots "$@"
+}
+
+shelve() {
+    "$lab" up --hosts 1 --glance --private-size 40G </dev/null
+    python -m tests.bench.shelve "$@"
 }
 
 for what in $whats; do

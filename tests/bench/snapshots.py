@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.common import HOST, Bench, Table, finish, median, note, ratio, row
+from tests.bench.common import Bench, Rounds, Table, finish, median, ratio, row
 
 PYTHON = "/opt/kvmops/venv/bin/python"
 UNITS = {"held": "ms", "gap": "ms", "calm": "ms", "size": "MiB", "read": "MiB", "peak": "MiB"}
@@ -61,38 +60,11 @@ class Sizes:
 QUICK = Sizes(small=32, base=192, delta=10)
 
 
-class Measuring:
+class Measuring(Rounds):
     """The rounds."""
 
     def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-        self.found: Table = {}
-        self.number = 0
-        storage = bench.lab.kvm.dir / "hosts" / HOST / "private.img"
-        self.storage = storage if storage.exists() else None
-
-    def forget(self) -> None:
-        """Nobody finds in memory what another has read: neither in the host's page cache nor, as its storage is a file
-        of this machine, in that of the machine."""
-        self.bench.inside("forget")
-        if self.storage:
-            fd = os.open(self.storage, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(fd)
-
-    def note(self, key: str, *words: str) -> None:
-        """Measure, and keep all that is told."""
-        self.forget()
-        for name, number in json.loads(self.bench.inside(*words)).items():
-            note(self.found, f"{key}, {name}", float(number), UNITS.get(name, "s"))
-
-    def turn(self, keys: t.Sequence[str]) -> t.Sequence[str]:
-        """In each round another one is first."""
-        first = self.number % len(keys)
-        return [*keys[first:], *keys[:first]]
+        super().__init__(bench, UNITS)
 
     def round(self) -> None:
         """Everything once."""
