@@ -47,6 +47,7 @@ def run_module(
     *,
     may_be_missing: bool = False,
     everything: t.Callable[[Subject], bool] | None = None,
+    elsewhere: t.Callable[[Context], t.Iterable[str]] | None = None,
     **options: t.Any,
 ) -> None:
     """Run a module that acts on VMs.
@@ -57,13 +58,14 @@ def run_module(
         is something to do, once with the VM's operation lock held.
     :param may_be_missing: Call *decide* for names that no VM has, too.
     :param everything: Which of all the VMs the task is about when it names none.
+    :param elsewhere: The UUIDs of VMs that it is then about as well, though libvirt does not have them any more.
     :param options: For ``AnsibleModule``: ``required_if`` and the like.
     """
     module = _module(spec, **options)
     context = _connect(module)
     runner = _Runner(module, context, decide)
     try:
-        outcomes = runner.run(_select(context, may_be_missing, everything))
+        outcomes = runner.run(_select(context, may_be_missing, everything, elsewhere))
     except LifecycleError as exc:
         _fail(module, exc)
     finally:
@@ -197,7 +199,10 @@ def _fail(module: AnsibleModule, exc: LifecycleError, **told: t.Any) -> t.NoRetu
 
 
 def _select(
-    context: Context, may_be_missing: bool, everything: t.Callable[[Subject], bool] | None
+    context: Context,
+    may_be_missing: bool,
+    everything: t.Callable[[Subject], bool] | None,
+    elsewhere: t.Callable[[Context], t.Iterable[str]] | None,
 ) -> list[Subject | LifecycleError]:
     names = context.params["name"]
     guests = context.host.guests()
@@ -213,7 +218,9 @@ def _select(
         else:
             subjects.append(found)
     if names is None and everything:
-        return [subject for subject in subjects if isinstance(subject, Subject) and everything(subject)]
+        here = {guest.uuid for guest in guests}
+        gone = [Subject(uuid) for uuid in (elsewhere(context) if elsewhere else ()) if uuid not in here]
+        return [*(each for each in subjects if isinstance(each, Subject) and everything(each)), *gone]
     return subjects
 
 
@@ -316,8 +323,8 @@ class _Runner:
 
     @contextlib.contextmanager
     def _taken_back(self, plan: Plan, index: int, subject: Subject) -> t.Iterator[None]:
-        """When the body fails, take back the step number *index* and those before it, the newest first. A plan whose
-        steps cannot be taken back keeps its journal: the next run goes on from there."""
+        """When the body fails, take back the step number *index* and those before it, the newest first, as far as they
+        do not last. A plan whose steps cannot be taken back keeps its journal: the next run goes on from there."""
         try:
             yield
         except BaseException as first:
@@ -330,7 +337,8 @@ class _Runner:
 
     @staticmethod
     def _take_back(plan: Plan, index: int, subject: Subject) -> None:
-        undos = [step.undo for step in plan.steps[: index + 1] if step.undo]
+        first = max((number + 1 for number, step in enumerate(plan.steps[:index]) if step.lasting), default=0)
+        undos = [step.undo for step in plan.steps[first : index + 1] if step.undo]
         for undo in reversed(undos):
             undo()
         if plan.journaled and undos:
@@ -343,7 +351,7 @@ class _Runner:
         told: Result = dict(result)
         if subject.guest and subject.seen:
             told.update(name=subject.guest.name, uuid=subject.guest.uuid)
-        told["status"] = state.status if state else "ABSENT"
+        told["status"] = state.status if state else subject.absent
         told["power_state"] = state.power_state if state else "NOSTATE"
         told["task_state"] = state.task_state if state else ""
         told.setdefault("steps", [])

@@ -85,6 +85,7 @@ class Subject:
     :param guest: ``None`` while there is no such VM.
     :param seen: The look that ``state`` is read from; ``None`` with ``guest``.
     :param tell: Lets others see how far a long step is, while it runs.
+    :param absent: Its status while there is no such VM: ``ABSENT``, or what an image store tells.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Subject:
     seen: Observation | None = None
     journal: Journal | None = field(default=None, repr=False)
     tell: Tell = field(default=lambda progress: None, repr=False)
+    absent: str = "ABSENT"
 
     @property
     def state(self) -> State | None:

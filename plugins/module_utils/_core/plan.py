@@ -20,11 +20,13 @@ class Step:
     :param do: Does it; returns figures for the result (plain values), or nothing.
     :param undo: Takes it back when a later step of the same run fails. Not called when the process dies: the journal
         leads the next run there.
+    :param lasting: What this step and those before it did stays, whatever fails afterwards.
     """
 
     name: str
     do: t.Callable[[], Values | None]
     undo: t.Callable[[], None] | None = None
+    lasting: bool = False
 
 
 @dataclass(frozen=True)
