@@ -28,6 +28,8 @@ ACTIONS = {
     "vm restored": "restore",
     "vm_snapshot": "snapshot",
     "vm_rebuild": "rebuild",
+    "vm_shelve shelved": "shelve",
+    "vm_shelve unshelved": "unshelve",
     "vm_lock": "lock",
     "vm_status": "reset_state",
 }
@@ -50,6 +52,7 @@ VMS = {
     "ERROR": vm(status.RUNNING, mark="error"),
     "SOFT_DELETED": vm(status.SHUTOFF, mark="soft-delete"),
     "BUILD": vm(status.SHUTOFF, journal="launch"),
+    "SHELVED": vm(status.SHUTOFF, mark="shelved"),
 }
 
 
@@ -69,6 +72,9 @@ def verdict(task: str, state: State) -> str:
     if task == "vm present":
         action = "launch" if state.vm_state == "building" else "metadata"
         return WORDS[judge(action, state.vm_state)]
+    if task == "vm_shelve offloaded":
+        first = judge("shelve", state.vm_state)
+        return WORDS[judge("shelve_offload", state.vm_state) if first is Verdict.NOOP else first]
     target, _comma, kind = task.removeprefix("vm_power ").partition(", ")
     try:
         way = route(state, target, name="vm", reboot=kind or "soft")
@@ -80,7 +86,14 @@ def verdict(task: str, state: State) -> str:
 def test_the_guide_has_all_statuses_and_tasks() -> None:
     table = read_table()
     powers = {f"vm_power {state}" for state in ("running", "stopped", "paused", "suspended")}
-    assert set(table) == {*ACTIONS, *powers, "vm_power rebooted, soft", "vm_power rebooted, hard", "vm present"}
+    assert set(table) == {
+        *ACTIONS,
+        *powers,
+        "vm_power rebooted, soft",
+        "vm_power rebooted, hard",
+        "vm present",
+        "vm_shelve offloaded",
+    }
     assert all(list(row) == list(VMS) for row in table.values())
     assert {name: state.status for name, state in VMS.items()} == {name: name for name in VMS}
 
