@@ -13,18 +13,18 @@ from dataclasses import replace
 
 from .._core.clock import stamp
 from .._core.errors import Invalid, NotFound, Refused, Unsupported
-from .._core.files import working
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
 from .._images.base import ACTIVE, Image
 from .._images.rest import Layer
-from .._libvirt import Backup, Chains
-from .._model import names, snapshot
+from .._libvirt import Backup
+from .._model import names, shelf, snapshot
 from .._model.actions import demand
-from .._model.domain import Disk, read_domain
+from .._model.domain import read_domain
 from .._model.snapshot import Manifest, Member
 from .._task import Context, Subject
 from .copying import Copied, Copier, Job, Upon, clean_up
+from .deltas import layers_of, parent_of, properties_of
 
 # Where libvirt keeps the managed save images of qemu:///system.
 _SAVES = "/var/lib/libvirt/qemu/save"
@@ -107,7 +107,8 @@ class _About:
 
     def __init__(self, context: Context, vm_uuid: str) -> None:
         self.context = context
-        self.images = context.store.find(properties={"instance_uuid": vm_uuid})
+        found = context.store.find(properties={"instance_uuid": vm_uuid})
+        self.images = [image for image in found if image.properties.get("image_type") != shelf.KIND]
         self.complete = snapshot.complete(self.images)
         self._known: dict[str, Image | None] = {image.id: image for image in self.images}
 
@@ -189,7 +190,7 @@ class _Work:
         still = not self.live and not self.starts
         # QEMU, when it runs, knows what a disk consists of, and tells the disk as a whole.
         looked_at = self.chosen.disks if still or ask["form"] == snapshot.DELTA else ()
-        layers = {disk.target: self._layers(disk) for disk in looked_at}
+        layers = {disk.target: layers_of(self.context, disk, name=self.guest.name) for disk in looked_at}
         since = self._since() if incremental else None
         upon: dict[str, Upon] = {}
         if ask["form"] == snapshot.DELTA:
@@ -209,7 +210,7 @@ class _Work:
                         hint="Start it first.",
                     )
         set_id = str(uuid.uuid4())
-        flavor, launch = self.seen.instance.flavor, self.seen.instance.launch
+        flavor = self.seen.instance.flavor
         self.job = Job(
             set_id=set_id,
             name=self.name,
@@ -224,8 +225,6 @@ class _Work:
             since=since,
             checkpoint=snapshot.checkpoint_name(ask["backup_type"], set_id) if incremental else "",
         )
-        if launch and launch.image_id:
-            self.job = replace(self.job, properties={**self.job.properties, "base_image_ref": launch.image_id})
 
     def _check_options(self) -> None:
         ask = self.ask
@@ -245,25 +244,6 @@ class _Work:
                 f"VM {self.guest.name} is {self.condition}: QEMU has not written everything that a delta is told by.",
                 hint="Wake it first, or say form: full.",
             )
-
-    def _layers(self, disk: Disk) -> tuple[Layer, ...]:
-        """The layers of a disk, from the top down; none for a disk that is on no storage of the host."""
-        chains = Chains(self.context.host)
-        images = tuple(chains.resolved(image) for image in (disk.image, *disk.backing))
-        if images[0].kind == "network":
-            return ()
-        if not disk.chain_known:
-            found = chains.below(images[0])
-            if not found.known:
-                lowest = found.layers[-1].image
-                raise Unsupported(
-                    f"VM {self.guest.name}: what disk {disk.target} consists of is not known beyond {lowest.source}.",
-                    hint="See that it can be read, and that every image declares the format of the one below it.",
-                )
-            images = tuple(layer.image for layer in found.layers)
-        if any(image.kind not in ("file", "block") for image in images):
-            return ()
-        return tuple(Layer(image.source, image.format, image.kind) for image in images)
 
     def _can_remember(self) -> bool:
         """Whether libvirt can remember what is written from now on; else ``why_full`` tells why not."""
@@ -290,38 +270,20 @@ class _Work:
 
     def _parent(self, target: str, layers: tuple[Layer, ...]) -> Upon:
         """The image in the store that is a layer of the disk."""
-        store, storage = self.context.store, self.context.storage
         if not layers:
             raise Unsupported(
                 f"VM {self.guest.name}: there is no delta of disk {target}, as it is on no storage of the host.",
                 hint="Say form: full.",
             )
-        for depth, layer in enumerate(layers[1:], 1):
-            base = storage.base_facts(layer.path)
-            if base is None:
-                continue
-            by_id = store.get(base.images.get(store.place, "")) if store.place in base.images else None
-            images = [by_id] if by_id and by_id.status == ACTIVE else self._all_images()
-            for image in images:
-                if image.same_content(base.size, base.digests):
-                    return Upon(image.id, base.sha256, base.virtual_size, depth)
-        bottom = layers[-1]
-        if len(layers) > 1 and storage.base_facts(bottom.path) is None and bottom.kind == "file":
-            with working(f"look at {bottom.path}"):
-                size = os.path.getsize(bottom.path)
-            digests = {"sha256": storage.digest(bottom.path)}
-            for image in self._all_images():
-                if image.same_content(size, digests):
-                    return Upon(image.id, digests["sha256"], 0, len(layers) - 1)
-        raise Refused(
-            f"VM {self.guest.name}: there is no delta of disk {target}, as no image in {store.place} is what it is made"
-            " of.",
-            hint="Put its base image there with the module image, or say form: full.",
-            target=target,
-        )
-
-    def _all_images(self) -> list[Image]:
-        return self.context.once("images", self.context.store.find)
+        found = parent_of(self.context, layers)
+        if found is None:
+            raise Refused(
+                f"VM {self.guest.name}: there is no delta of disk {target}, as no image in {self.context.store.place}"
+                " is what it is made of.",
+                hint="Put its base image there with the module image, or say form: full.",
+                target=target,
+            )
+        return found
 
     def _scratch(self) -> str:
         """Where the guest's overwrites are put aside: beside the first disk that is a file."""
@@ -340,14 +302,7 @@ class _Work:
 
     def _properties(self) -> dict[str, str]:
         """As Nova writes them, and the user's."""
-        launch = self.seen.instance.launch
-        found = snapshot.inherited(launch.properties) if launch else {}
-        found.update(
-            instance_uuid=self.guest.uuid,
-            image_type=self.action,
-            image_location="snapshot",
-            image_state="available",
-        )
+        found = properties_of(self.seen.instance.launch, self.guest.uuid, self.action)
         if self.ask["backup_type"]:
             found["backup_type"] = self.ask["backup_type"]
         for key, value in self.ask["properties"].items():
@@ -636,7 +591,7 @@ def remove(context: Context, vm: Subject) -> Plan:
     found = [
         manifest
         for manifest in snapshot.manifests(context.store.find())
-        if manifest.name == name and named in (manifest.vm_uuid, manifest.vm)
+        if manifest.name == name and manifest.kind != shelf.KIND and named in (manifest.vm_uuid, manifest.vm)
     ]
     dead = _dead(vm)
     left = _left(context, vm, dead, _About(context, vm.guest.uuid)) if dead and vm.guest else {}
