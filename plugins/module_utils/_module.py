@@ -317,7 +317,7 @@ class _Runner:
                     _write_journal(subject)
                 figures.update(step.do() or {})
             taken.append(step.name)
-        if plan.journaled:
+        if plan.journaled and not plan.unfinished:
             subject.journal = None
             _write_journal(subject)
 

@@ -39,6 +39,7 @@ class Plan:
     :param action: The name in the action table (:mod:`.._model.actions`) that the lock of the VM is checked for.
     :param journaled: Write the journal into the VM's metadata before each step, because dying between two of them would
         leave something half done.
+    :param unfinished: The steps are not all of the operation: another run ends it, so the journal stays.
     :param figures: Plain values known without doing anything, for the result.
     :param warnings: Sentences for the user that do not stop the work.
     """
@@ -48,6 +49,7 @@ class Plan:
     steps: t.Sequence[Step] = ()
     action: str = ""
     journaled: bool = False
+    unfinished: bool = False
     figures: Values = field(default_factory=dict)
     warnings: t.Sequence[str] = ()
 

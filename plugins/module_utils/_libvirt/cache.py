@@ -77,6 +77,19 @@ class BaseCache:
             self._share()
             return placed(self._fetch(source), self.place)
 
+    def look(self, source: Source) -> Base | None:
+        """The base made of *source*, if it is there with all that it lies upon; nothing is fetched."""
+        with working(f"look into {self.place}"):
+            found = self._look(source) if os.path.isdir(self.place) else None
+        return placed(found, self.place) if found else None
+
+    def _look(self, source: Source) -> Base | None:
+        parent = self._look(source.parent) if source.parent else None
+        if source.parent and parent is None:
+            return None
+        found = self._find(source, source.digests, parent)
+        return found.base if found else None
+
     def close(self) -> None:
         """Let others remove bases again."""
         with self._guard:

@@ -29,6 +29,7 @@ KEEPALIVE = (5, 5)
 TURN = 0.5
 
 _loop_guard = threading.Lock()
+_reconnecting = threading.Lock()
 _loop: threading.Thread | None = None
 
 
@@ -101,12 +102,16 @@ class Platform:
     :param domain_type: ``kvm`` or ``qemu``.
     :param machine: With its version.
     :param uefi: Whether there is UEFI firmware for it.
+    :param emulator: The program that runs them.
+    :param max_vcpus: That one of them can have.
     """
 
     arch: str
     domain_type: str
     machine: str
     uefi: bool
+    emulator: str = ""
+    max_vcpus: int = 0
 
 
 class Host:
@@ -134,6 +139,18 @@ class Host:
         with doing(f"talk to {self.uri}"):
             number = self.connection.getLibVersion()
         return number // 1000000, number // 1000 % 1000
+
+    def reconnect(self, *, timeout: float) -> None:
+        """Connect again, if the connection is lost, as after a restart of libvirtd. What was found through the old one
+        has to be looked up anew.
+
+        :param timeout: Seconds.
+        :raises Unreachable: It does not answer.
+        """
+        with _reconnecting:
+            if not self.connection.isAlive():
+                self.close()
+                self.connection = open_host(self.uri, timeout=timeout).connection
 
     def close(self) -> None:
         """Close the connection; one that is lost already is fine."""
@@ -174,22 +191,25 @@ class Host:
         with doing(f"define a VM on {self.name}"):
             return Guest(self, self.connection.defineXML(xml))
 
-    def platform(self, *, machine: str, domain_type: str) -> Platform:
+    def platform(self, *, machine: str, domain_type: str, arch: str = "") -> Platform:
         """What VMs of a kind are here (virConnectGetDomainCapabilities).
 
         :param machine: Machine type, or empty for libvirt's choice.
         :param domain_type: ``kvm``, ``qemu``, or empty for the better one that the host has.
+        :param arch: ``x86_64`` …, or empty for the host's own.
         :raises LifecycleError: The host has no such VMs.
         """
         with doing(f"find out what VMs {self.name} can run"):
             capabilities = ET.fromstring(
-                self.connection.getDomainCapabilities(None, None, machine or None, domain_type or None)
+                self.connection.getDomainCapabilities(None, arch or None, machine or None, domain_type or None)
             )
         return Platform(
             arch=capabilities.findtext("arch", ""),
             domain_type=capabilities.findtext("domain", ""),
             machine=capabilities.findtext("machine", ""),
             uefi=any(value.text == "efi" for value in capabilities.iterfind("os/enum[@name='firmware']/value")),
+            emulator=capabilities.findtext("path", ""),
+            max_vcpus=int(vcpu.get("max", "0")) if (vcpu := capabilities.find("vcpu")) is not None else 0,
         )
 
     def network_active(self, name: str) -> bool | None:
