@@ -38,7 +38,7 @@ RINGS = {
     "_flows": _ring(inside="_task _model _core _libvirt _images"),
     "_task": _ring(inside="_model _core _libvirt _images"),
     "_libvirt": _ring(inside="_model _core", outside="libvirt libvirt_qemu"),
-    "_images": _ring(inside="_core", outside="keystoneauth1 nbd openstack oslo_utils pycdlib requests"),
+    "_images": _ring(inside="_core", outside="keystoneauth1 nbd nbdkit openstack oslo_utils pycdlib requests"),
     "_model": _ring(inside="_core"),
     "_core": _ring(),
     "doc_fragments": _ring(),

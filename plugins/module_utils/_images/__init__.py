@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .base import Content, Image, NewImage, Store, is_identifier, resolve
+from .base import Content, Exposed, Image, NewImage, Store, is_identifier, resolve
 from .content import FileContent, TextContent, VerifiedContent, digests_of
 from .directory import DirectoryStore
 from .formats import ImageFacts, inspect_image
@@ -16,6 +16,7 @@ from .nocloud import NoCloud
 
 __all__ = [
     "Content",
+    "Exposed",
     "FileContent",
     "Image",
     "ImageFacts",

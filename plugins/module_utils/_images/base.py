@@ -15,7 +15,7 @@ import re
 import typing as t
 from dataclasses import dataclass, field
 
-from .._core.errors import Ambiguous, NotFound
+from .._core.errors import Ambiguous, Invalid, NotFound
 
 Block = t.Union[bytes, bytearray, memoryview]
 
@@ -92,6 +92,20 @@ class NewImage:
     min_ram: int = 0
 
 
+@dataclass(frozen=True)
+class Exposed:
+    """Where QEMU on this machine can read an image's content in place.
+
+    :param kind: ``file``, or ``nbd``: an export on a UNIX socket.
+    :param path: Of the file or of the socket.
+    :param export: The export's name.
+    """
+
+    kind: str
+    path: str
+    export: str = ""
+
+
 class Store(t.Protocol):
     """Where images are kept. All methods raise ``Unreachable`` when the store does not answer, ``Denied`` when it says
     that we may not, ``NoSpace`` when it is full."""
@@ -120,6 +134,22 @@ class Store(t.Protocol):
         :raises NotFound: It is gone.
         """
 
+    def expose(self, image: Image, directory: str) -> Exposed:
+        """Let QEMU on this machine read the content where it is, read only, also when this process has ended. When the
+        store is away, reads wait. What is exposed already, and is well, stays as it is.
+
+        Content is not verified on this way: it is read in pieces.
+
+        :param directory: For what is needed for it, if anything is; of this image's VM alone, on this machine. Nobody
+            but us may write in it, and its group is whom QEMU belongs to.
+        :raises Invalid: The image is not whole, or has another content by now.
+        :raises NotFound: It is gone.
+        :raises Unsupported: A program is missing.
+        """
+
+    def withdraw(self, image: Image, directory: str) -> None:
+        """Undo :meth:`expose`; what is not exposed is fine. QEMU must be done with it, and the image may be gone."""
+
     def update(
         self,
         image: Image,
@@ -145,6 +175,24 @@ class Store(t.Protocol):
 def is_identifier(text: str) -> bool:
     """Whether *text* has the form of an image's identifier: a UUID in lower case."""
     return _IDENTIFIER.fullmatch(text) is not None
+
+
+def unchanged(store: Store, image: Image) -> Image:
+    """*image* as it is now, if it is whole and has the content that it had.
+
+    :raises Invalid: It is not, or has another.
+    :raises NotFound: It is gone.
+    """
+    called = f"Image {image.name} ({image.where})"
+    there = store.get(image.id)
+    if there is None:
+        raise NotFound(f"{called} is gone.")
+    if there.status != ACTIVE:
+        raise Invalid(f"{called} is {there.status} and cannot be read.")
+    common = set(there.digests) & set(image.digests)
+    if there.size != image.size or any(there.digests[name] != image.digests[name] for name in common):
+        raise Invalid(f"{called} has another content than it had.")
+    return there
 
 
 def resolve(store: Store, named: str) -> Image:

@@ -30,7 +30,7 @@ from dataclasses import asdict, replace
 from .._core.clock import Clock, stamp
 from .._core.errors import Busy, Invalid, NotFound, Refused
 from .._core.files import working
-from .base import ACTIVE, Block, Content, Image, NewImage, is_identifier
+from .base import ACTIVE, Block, Content, Exposed, Image, NewImage, is_identifier, unchanged
 from .content import BLOCK, Hashes, read_blocks, verified
 
 _SCHEMA = 1
@@ -117,6 +117,13 @@ class DirectoryStore:
             yield _Reading(fd, image)
         finally:
             os.close(fd)
+
+    def expose(self, image: Image, directory: str) -> Exposed:
+        """See :class:`.base.Store`. It is the file itself, which libvirt lets QEMU read (``dynamic_ownership``)."""
+        return Exposed("file", self._content(unchanged(self, image).id))
+
+    def withdraw(self, image: Image, directory: str) -> None:
+        """See :class:`.base.Store`."""
 
     # ---- changing
 

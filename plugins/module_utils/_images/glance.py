@@ -42,8 +42,10 @@ from .._core.errors import (
     Unsupported,
 )
 from .._core.files import working
-from .base import ACTIVE, Block, Content, Image, NewImage, is_identifier
+from .base import ACTIVE, Block, Content, Exposed, Image, NewImage, is_identifier, unchanged
+from .bridge import Bridge
 from .content import Hashes, hashed, verified
+from .renewal import entry
 
 Change = t.Mapping[str, t.Any]  # an operation of a JSON patch
 
@@ -136,6 +138,7 @@ class GlanceStore:
             )
             region = config.get_one(cloud=cloud, **{key: value for key, value in wanted.items() if value is not None})
             self._secrets += _secrets(region.config.get("auth") or {})
+            self._region = region
             self._connection = openstack.connection.Connection(config=region)
             self._endpoint = str(self._connection.image.get_endpoint()).rstrip("/")
             self.place = f"{self._endpoint} ({self._project()})"
@@ -223,6 +226,34 @@ class GlanceStore:
                 raise Invalid(f"{called} has no content.")
             self._check(what, response)
             yield _Download(self, response, image.size, digests, called)
+
+    def expose(self, image: Image, directory: str) -> Exposed:
+        """See :class:`.base.Store`. It is a bridge (:mod:`.bridge`), which begins with the token of now."""
+        there = unchanged(self, image)
+        bridge = self._bridge(image, directory)
+        with self.doing(f"read image {image.name} ({image.where}) in place"), _named_errors():
+            verify, cert = self._region.get_requests_verify_args()
+            if verify is True:  # what requests would trust, which is not always what the system trusts
+                verify = os.environ.get("REQUESTS_CA_BUNDLE") or requests.certs.where()
+            settings = {
+                **entry(self._connection.session),
+                "url": f"{there.where}/file",
+                "size": there.size,
+                "verify": verify,
+                "cert": [cert] if isinstance(cert, str) else cert and list(cert),
+                "auth_type": self._region.config["auth_type"],
+                "auth": self._region.config["auth"],
+            }
+        bridge.open(settings)
+        return Exposed("nbd", bridge.socket)
+
+    def withdraw(self, image: Image, directory: str) -> None:
+        """See :class:`.base.Store`."""
+        self._bridge(image, directory).close()
+
+    @staticmethod
+    def _bridge(image: Image, directory: str) -> Bridge:
+        return Bridge(image.id, directory, f"image {image.name} ({image.where})")
 
     # ---- changing
 
