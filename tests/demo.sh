@@ -57,8 +57,8 @@ echo "Setting up: packages and a virtualenv (a few minutes the first time) ..."
 run "$REPO/tests/setup.sh" || exit 1
 set_up=$SECONDS
 
-echo "Starting two KVM hosts ..."
-if ! run "$REPO/tests/lab/lab" up --hosts 2 >"$place/up.log" 2>&1; then
+echo "Starting two KVM hosts, and an image service (a minute the first time) ..."
+if ! run "$REPO/tests/lab/lab" up --hosts 2 --glance >"$place/up.log" 2>&1; then
     cat "$place/up.log" >&2
     exit 1
 fi
