@@ -86,6 +86,7 @@ class Subject:
     :param seen: The look that ``state`` is read from; ``None`` with ``guest``.
     :param tell: Lets others see how far a long step is, while it runs.
     :param absent: Its status while there is no such VM: ``ABSENT``, or what an image store tells.
+    :param kept: What is remembered of it there meanwhile.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Subject:
     journal: Journal | None = field(default=None, repr=False)
     tell: Tell = field(default=lambda progress: None, repr=False)
     absent: str = "ABSENT"
+    kept: Instance = field(default_factory=Instance, repr=False)
 
     @property
     def state(self) -> State | None:
@@ -103,7 +105,7 @@ class Subject:
     @property
     def instance(self) -> Instance:
         """What we remember of it."""
-        return self.seen.instance if self.seen else Instance()
+        return self.seen.instance if self.seen else self.kept
 
     def made(self) -> Guest:
         """The VM, for steps that come after the one that defines it.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from .._core.clock import Clock, parse_stamp, stamp
 from .._core.errors import LifecycleError, NoSpace, NotFound
 from .._core.files import working
-from .._images import FileContent, NewImage
+from .._images import Content, FileContent, NewImage
 from .._images.extents import above, allocation, changed, dirty, full, to_clusters
 from .._images.nbd import ALLOCATION, Export, Qcow2Content, dirty_bitmap
 from .._images.qcow2 import Layout
@@ -256,20 +256,25 @@ class Copier:
 
     def memory(self, path: str) -> None:
         """Store the memory of a suspended VM, libvirt's save image."""
+        self.beside("memory", FileContent(path), "save")
+
+    def beside(self, role: str, content: Content, content_format: str, target: str = "") -> None:
+        """Store something of the VM that is no disk, as it is."""
         new = NewImage(
-            id=snapshot.image_id(self.job.set_id, "memory"),
-            name=snapshot.image_name(self.job.name, len(self.job.disks), "memory", ""),
+            id=snapshot.image_id(self.job.set_id, role, target),
+            name=snapshot.image_name(self.job.name, len(self.job.disks), role, target),
             disk_format="raw",
             properties={
                 **self.job.properties,
                 snapshot.SET: self.job.set_id,
-                snapshot.ROLE: "memory",
-                snapshot.FORMAT: "save",
+                snapshot.ROLE: role,
+                snapshot.FORMAT: content_format,
+                **({snapshot.DISK: target} if target else {}),
             },
         )
-        image = self.context.store.put(new, FileContent(path))
+        image = self.context.store.put(new, content)
         self.copied.members.append(
-            Member("memory", image.id, image.size, image.digests.get("sha256", ""), format="save")
+            Member(role, image.id, image.size, image.digests.get("sha256", ""), target, format=content_format)
         )
 
     # ---- one disk

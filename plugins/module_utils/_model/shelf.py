@@ -12,6 +12,7 @@ ordinary image. Nova calls the image of a shelved VM ``NAME-shelved``; so is the
 
 from __future__ import annotations
 
+import json
 import typing as t
 import uuid
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,8 @@ NVRAM, DRIVE, DOMAIN, MEMORY, CLAIM = "nvram", "drive", "domain", "memory", "cla
 # The property of the first image that tells whether the host has let go of the VM, and its values.
 STATE = "kvmops_shelf"
 SHELVED, OFFLOADED = "shelved", "offloaded"
+# The property of the image with :func:`claim_id` that says whose the claim is.
+CLAIMED = "kvmops_claim"
 # The vm_state, as in the mark of the metadata and in the action table.
 VM_STATES = {SHELVED: "shelved", OFFLOADED: "shelved_offloaded"}
 
@@ -102,6 +105,30 @@ class Shelf:
     def key(self) -> str:
         """The identifier of the set."""
         return self.manifest.set_id
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Who takes a shelf down.
+
+    :param since: A stamp.
+    """
+
+    host: str
+    since: str
+
+    def dump(self) -> str:
+        """As ASCII JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def load(text: str) -> Claim:
+        """What :meth:`dump` wrote. Of a claim that cannot be read nobody knows whose it is."""
+        try:
+            told = json.loads(text)
+            return Claim(str(told["host"]), str(told["since"]))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return Claim("an unknown host", "an unknown time")
 
 
 def claim_id(set_id: str) -> str:

@@ -1,0 +1,187 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""The shelves of an image store: looking for them, reading them back, removing them."""
+
+from __future__ import annotations
+
+import typing as t
+import xml.etree.ElementTree as ET
+
+from .._core.errors import Invalid, LifecycleError, NotFound, Refused
+from .._images import digests_of
+from .._images.base import ACTIVE, Image
+from .._model import instance as memory
+from .._model import shelf, snapshot
+from .._model.instance import Instance
+from .._model.shelf import Shelf
+from .._model.shelve import Record
+from .._model.snapshot import Manifest, Member
+from .._task import Context, Subject
+
+
+def shelf_of(context: Context, vm: Subject) -> Shelf | None:
+    """The whole shelf of a VM in the task's image store; ``None`` when there is none.
+
+    Of a VM that is not on this host it is looked for by what the task says, and told in *vm* what the shelf knows.
+
+    :raises Ambiguous: Several VMs had that name.
+    """
+    wanted = {"image_type": shelf.KIND, **({"instance_uuid": vm.guest.uuid} if vm.guest else {})}
+    found = shelf.pick(shelf.shelves(context.store.find(properties=wanted)), vm.guest.uuid if vm.guest else vm.name)
+    if found and vm.guest is None:
+        vm.absent = "SHELVED_OFFLOADED"
+        vm.kept = _kept(context, found)
+    return found
+
+
+def _kept(context: Context, found: Shelf) -> Instance:
+    """What is remembered of a VM in its shelf: its lock, before all. One that cannot be read is told by who needs it."""
+    for member in found.manifest.members:
+        if member.role == shelf.DOMAIN:
+            try:
+                return memory.find(ET.fromstring(read(context, member)))
+            except (LifecycleError, ET.ParseError):
+                break
+    return Instance()
+
+
+def read(context: Context, member: Member) -> bytes:
+    """A small image of a shelf, verified.
+
+    :raises Invalid: It is damaged.
+    :raises NotFound: It is gone.
+    """
+    image = image_of(context, member)
+    with context.store.open(image) as content:
+        return b"".join(bytes(block) for block in content)
+
+
+def image_of(context: Context, member: Member) -> Image:
+    """The image of a member of a shelf, as long as it was and with the same hash, as far as the store tells.
+
+    :raises NotFound: It is gone.
+    :raises Invalid: It is another one.
+    """
+    store = context.store
+    image = store.get(member.id)
+    if image is None:
+        raise NotFound(f"Image {member.id} ({member.role} {member.target}) is not in {store.place} any more.")
+    known = image.digests.get("sha256", member.sha256)
+    if image.status != ACTIVE or image.size != member.size or known != member.sha256:
+        raise Invalid(f"Image {image.name} ({image.where}) is not what was stored: it is damaged.", image=image.id)
+    return image
+
+
+# ---- reading back
+
+
+def verify(context: Context, manifest: Manifest, *, thoroughly: bool) -> int:
+    """See that a shelf, with the images that it builds upon, is what was stored.
+
+    :param thoroughly: By reading all of it; else what the store tells is believed.
+    :returns: How many bytes were read.
+    :raises Invalid: An image is damaged; the error names it and where it lies.
+    :raises NotFound: One is gone.
+    """
+    images = [(image_of(context, member), member.sha256) for member in manifest.members]
+    images += _bases(context, [image for image, _sha256 in images])
+    if not thoroughly:
+        return 0
+    for image, sha256 in images:
+        with context.store.open(image) as content:
+            # Reading compares what the store tells. It need not tell this hash.
+            wanted = ["sha256"] if sha256 and "sha256" not in image.digests else []
+            if any(found != sha256 for found in digests_of(content, wanted).values()):
+                raise Invalid(f"Image {image.name} ({image.where}) is damaged: its sha256 is not {sha256}.")
+    return sum(image.size for image, _sha256 in images)
+
+
+def _bases(context: Context, images: t.Iterable[Image]) -> list[tuple[Image, str]]:
+    """What deltas build upon, and so on, each with the hash that it was built upon."""
+    found: dict[str, tuple[Image, str]] = {}
+    ahead = [image for image in images if image.properties.get(snapshot.FORM) == snapshot.DELTA]
+    while ahead:
+        upper = ahead.pop()
+        parent_id = upper.properties.get(snapshot.PARENT, "")
+        sha256 = upper.properties.get(snapshot.PARENT_SHA256, "")
+        if parent_id in found:
+            continue
+        image = context.store.get(parent_id)
+        if image is None or image.status != ACTIVE:
+            raise NotFound(
+                f"Image {upper.name} ({upper.where}) builds upon the image {parent_id}, which is not in"
+                f" {context.store.place}.",
+                image=upper.id,
+                parent=parent_id,
+            )
+        if sha256 and image.digests.get("sha256", sha256) != sha256:
+            raise Invalid(
+                f"Image {image.name} ({image.where}) is not the one that {upper.name} was built upon: its sha256 is"
+                f" {image.digests['sha256']}, and was {sha256}.",
+                image=image.id,
+            )
+        found[parent_id] = image, sha256
+        if image.properties.get(snapshot.FORM) == snapshot.DELTA:
+            ahead.append(image)
+    return list(found.values())
+
+
+# ---- which store, and who has it
+
+
+def claim_of(context: Context, set_id: str) -> shelf.Claim | None:
+    """Who takes the VM of a shelf to another host, if somebody does."""
+    image = context.store.get(shelf.claim_id(set_id))
+    return shelf.Claim.load(image.properties.get(shelf.CLAIMED, "")) if image else None
+
+
+def demand_store(context: Context, record: Record, *, name: str) -> None:
+    """See that the task names the store that a VM was shelved into.
+
+    :raises Refused: It names another one.
+    """
+    if record.place != context.store.place:
+        how = f"{{type: glance, …}} for {record.place}" if record.store == "glance" else f"{{path: {record.place}}}"
+        raise Refused(
+            f"VM {name} was shelved into {record.place}, and the task's image store is {context.store.place}.",
+            hint=f"Say image_store: {how}.",
+            store=record.store,
+            place=record.place,
+        )
+
+
+# ---- removing
+
+
+def drop(context: Context, images: t.Iterable[str]) -> dict[str, t.Any]:
+    """Remove the images of a shelf, and the claim upon it. One that other images build upon stays, as an image like
+    others.
+
+    :param images: Identifiers, as :func:`ids_of` has them. The last one goes first, as the first images lead a later
+        run to the others.
+    """
+    store = context.store
+    images = list(images)
+    removed, kept = [], {}
+    for image_id in reversed(images):
+        image = store.get(image_id)
+        if image is None:
+            continue
+        upon = [each.name for each in store.find(properties={snapshot.PARENT: image_id}) if each.id not in images]
+        if upon:
+            alone = dict.fromkeys((snapshot.MANIFEST, snapshot.SET, shelf.STATE))
+            store.update(image, properties={**alone, "image_type": "snapshot"}, protected=False)
+            kept[image.name] = f"{', '.join(sorted(upon))} lies upon it"
+            continue
+        if image.protected:
+            store.update(image, protected=False)
+        store.delete(image_id)
+        removed.append(image_id)
+    return {"removed_images": removed, **({"kept_images": kept} if kept else {})}
+
+
+def ids_of(manifest: Manifest) -> list[str]:
+    """The claim upon a shelf, and its images: in this order for :func:`drop`, as the claim is needed longest."""
+    return [shelf.claim_id(manifest.set_id), *(member.id for member in manifest.members)]
