@@ -37,7 +37,7 @@ def shelf_of(context: Context, vm: Subject) -> Shelf | None:
 
 
 def _kept(context: Context, found: Shelf) -> Instance:
-    """What is remembered of a VM in its shelf: its lock, before all. One that cannot be read is told by who needs it."""
+    """What is remembered of a VM in its shelf: its lock, before all. Who needs more of it tells when it is damaged."""
     for member in found.manifest.members:
         if member.role == shelf.DOMAIN:
             try:
