@@ -10,6 +10,7 @@ import typing as t
 import xml.etree.ElementTree as ET
 
 from .._core.errors import Invalid, LifecycleError, NotFound, Refused
+from .._core.journal import Journal
 from .._images import digests_of
 from .._images.base import ACTIVE, Image
 from .._model import instance as memory
@@ -18,7 +19,10 @@ from .._model.instance import Instance
 from .._model.shelf import Shelf
 from .._model.shelve import Record
 from .._model.snapshot import Manifest, Member
+from .._model.status import State, status_of
 from .._task import Context, Subject
+
+SHELVE, OFFLOAD, UNSHELVE = "shelve", "shelve_offload", "unshelve"
 
 
 def shelf_of(context: Context, vm: Subject) -> Shelf | None:
@@ -185,3 +189,24 @@ def drop(context: Context, images: t.Iterable[str]) -> dict[str, t.Any]:
 def ids_of(manifest: Manifest) -> list[str]:
     """The claim upon a shelf, and its images: in this order for :func:`drop`, as the claim is needed longest."""
     return [shelf.claim_id(manifest.set_id), *(member.id for member in manifest.members)]
+
+
+# ---- what was begun, and what is told
+
+
+def dead_run(vm: Subject) -> Journal | None:
+    """The journal of a process that died while it worked on this VM."""
+    journal = vm.instance.journal
+    if vm.seen is None or vm.seen.running is not None or journal is None or not journal.ours:
+        return None
+    return journal if journal.action in (SHELVE, OFFLOAD, UNSHELVE) else None
+
+
+def told(state: State | None, name: str = "") -> dict[str, t.Any]:
+    """A VM, for the diff.
+
+    :param name: Of its shelf; empty without.
+    """
+    if state is None:
+        return {"status": status_of(shelf.VM_STATES[shelf.OFFLOADED]), "power_state": "NOSTATE", "shelf": name}
+    return {"status": state.status, "power_state": state.power_state, "shelf": name}
