@@ -574,6 +574,14 @@ def test_token_expires_in_an_upload(lab: Lab) -> None:
     assert json.loads(sdk(lab, "member", UPLOAD)) == ["204", 8 * MIB, "active", 8 * MIB]  # once
 
 
+def test_token_expires_before_a_download(lab: Lab, mended: glance.Client) -> None:
+    image = mended.upload(b"x")
+    fault(lab, "glance", "expire", "--on", "download")
+    with pytest.raises(HTTPError, match="401"):
+        mended.download(image)
+    assert mended.download(image) == b"x"  # once
+
+
 def test_connections_are_reset(lab: Lab, mended: glance.Client) -> None:
     image = mended.upload(bytes(8 * MIB))
     fault(lab, "glance", "reset", "--on", "upload", "--after", "2M")

@@ -42,6 +42,13 @@ _MORE_PATHS = "/usr/local/sbin:/usr/sbin:/sbin"
 _SELINUX = "/sys/fs/selinux/enforce"
 # As which libvirt's policy lets QEMU connect.
 _LABEL = "system_u:object_r:svirt_socket_t:s0"
+# The C library (mallopt(3)) shall give back what is freed: there are many threads, and large pieces come and go.
+_ENVIRONMENT = {
+    "PATH": os.defpath,
+    "LC_ALL": "C.UTF-8",
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+}
 _HINT = "Install nbdkit and its Python plugin on the KVM host (packages nbdkit and nbdkit-plugin-python)."
 
 
@@ -130,7 +137,7 @@ class Bridge:
                 [command, *arguments, f"settings={self._settings}"],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"},
+                env=_ENVIRONMENT,
                 start_new_session=True,
                 text=True,
                 errors="replace",

@@ -38,16 +38,20 @@ except ImportError:  # it is there inside nbdkit only
 
 API_VERSION = 2
 
-# Bytes that are asked for at a time, and how many such pieces are kept.
+# Bytes of a piece, the least that is asked for: much less would take as long. How many are kept.
 CHUNK = 1 << 20
-KEPT = 16
-# Pieces that are fetched before they are asked for, where reads follow each other.
-AHEAD = 3
+KEPT = 24
+# Pieces that are fetched before they are wanted, where reads follow each other; and how many with one request.
+AHEAD = 8
+RUN = 4
+# Bytes that were read one after the other until that is done, and of how many such readers we know.
+STREAM = 512 << 10
+READERS = 32
 # Requests at a time: QEMU's copying and the guest's reads.
 CONNECTIONS = 8
 # Seconds between attempts, and of silence until an attempt is given up: the last of each holds for all that follow.
 PAUSES = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-SILENCES = (5.0, 10.0, 20.0, 40.0, 60.0)
+SILENCES = (5.0, 10.0, 20.0)
 # Attempts until it is believed that an image is gone, and until we tell that Glance does not answer when we begin.
 GONE_AFTER = 5
 BEGIN_ATTEMPTS = 3
@@ -292,6 +296,21 @@ def _at(values: t.Sequence[float], number: int) -> float:
     return values[min(number, len(values) - 1)]
 
 
+class Streams:
+    """Who reads on where he left off. Several may do so at a time."""
+
+    def __init__(self) -> None:
+        self._lengths: collections.OrderedDict[int, int] = collections.OrderedDict()  # by where they are
+
+    def seen(self, offset: int, count: int) -> int:
+        """Take note of a read; how many bytes one after the other its reader has read with it."""
+        length = self._lengths.pop(offset, 0) + count
+        self._lengths[offset + count] = length
+        if len(self._lengths) > READERS:
+            self._lengths.popitem(last=False)
+        return length
+
+
 class Chunks:
     """The last pieces that were read. Where reads follow each other, the next pieces are fetched before they are asked
     for. Whoever wants a piece that is on its way waits for it, rather than asking again.
@@ -304,42 +323,61 @@ class Chunks:
         self._fetch = fetch
         self._size = size
         self._chunks: collections.OrderedDict[int, Future[bytes]] = collections.OrderedDict()
+        self._streams = Streams()
         self._guard = threading.Lock()
         self._pool = ThreadPoolExecutor(CONNECTIONS)  # begins a thread when it has something to do
 
     def put(self, number: int, data: bytes) -> None:
         """Keep a piece that was read already."""
-        done: Future[bytes] = Future()
-        done.set_result(data)
-        self._chunks[number] = done
-
-    def bounds(self, number: int) -> tuple[int, int]:
-        """Where the piece with that *number* begins and ends."""
-        return number * CHUNK, min((number + 1) * CHUNK, self._size)
+        self._chunks[number] = Future()
+        self._chunks[number].set_result(data)
 
     def read(self, buffer: Buffer, offset: int) -> None:
         """Fill *buffer* with what is at *offset*. All of it must be there."""
         view = memoryview(buffer)
         first, last = offset // CHUNK, (offset + len(view) - 1) // CHUNK
         with self._guard:
-            follows = first - 1 in self._chunks or last > first
-            wanted = [self._want(number) for number in range(first, last + 1)]
+            follows = self._streams.seen(offset, len(view)) >= STREAM
+            self._begin([number for number in range(first, last + 1) if not self._has(number)])
+            wanted = [self._chunks[number] for number in range(first, last + 1)]
+            for number in range(first, last + 1):
+                self._chunks.move_to_end(number)
             if follows:
-                for number in range(last + 1, min(last + 1 + AHEAD, -(-self._size // CHUNK))):
-                    self._want(number)
+                self._look_ahead(last + 1)
             self._shrink()
         for number, future in zip(range(first, last + 1), wanted):
             data = memoryview(future.result())[max(0, offset - number * CHUNK) :][: len(view)]
             view[: len(data)] = data
             view = view[len(data) :]
 
-    def _want(self, number: int) -> Future[bytes]:
-        """The piece with that number, which is the youngest from now on."""
-        found = self._chunks.pop(number, None)
-        if found is None or (found.done() and found.exception() is not None):
-            found = self._pool.submit(self._fetch, *self.bounds(number))
-        self._chunks[number] = found
-        return found
+    def _has(self, number: int) -> bool:
+        """Whether a piece is there or on its way."""
+        found = self._chunks.get(number)
+        return found is not None and (not found.done() or found.exception() is None)
+
+    def _look_ahead(self, first: int) -> None:
+        end = min(first + AHEAD, -(-self._size // CHUNK))
+        missing = [number for number in range(first, end) if not self._has(number)]
+        if len(missing) >= RUN or (missing and missing[-1] * CHUNK + CHUNK >= self._size):
+            self._begin(missing)
+
+    def _begin(self, numbers: t.Sequence[int]) -> None:
+        """Fetch pieces, those that follow each other with one request."""
+        for number in numbers:
+            self._chunks[number] = Future()
+        run: list[int] = []
+        for number in numbers:
+            if run and (number != run[-1] + 1 or len(run) == RUN):
+                self._submit(run)
+                run = []
+            run.append(number)
+        if run:
+            self._submit(run)
+
+    def _submit(self, run: t.Sequence[int]) -> None:
+        futures = [self._chunks[number] for number in run]
+        task = self._pool.submit(self._fetch, run[0] * CHUNK, min((run[-1] + 1) * CHUNK, self._size))
+        task.add_done_callback(lambda done: _deliver(done, futures))
 
     def _shrink(self) -> None:
         """Forget the oldest pieces; those on their way are waited for by somebody."""
@@ -347,6 +385,18 @@ class Chunks:
             if len(self._chunks) <= KEPT:
                 return
             del self._chunks[number]
+
+
+def _deliver(done: Future[bytes], futures: t.Sequence[Future[bytes]]) -> None:
+    """Hand the pieces of what was read to whoever waits for them, or the reason why there are none."""
+    problem = done.exception()
+    if problem:
+        for future in futures:
+            future.set_exception(problem)
+        return
+    data = memoryview(done.result())
+    for number, future in enumerate(futures):
+        future.set_result(bytes(data[number * CHUNK :][:CHUNK]))
 
 
 def renewed(settings: str) -> tuple[Headers, float | None]:
@@ -404,7 +454,7 @@ class Image:
         :raises Failed: It cannot.
         """
         if self.size:
-            self.chunks.put(0, self._patience.fetch(*self.chunks.bounds(0), attempts=BEGIN_ATTEMPTS))
+            self.chunks.put(0, self._patience.fetch(0, min(CHUNK, self.size), attempts=BEGIN_ATTEMPTS))
         self._glance.forget()  # nbdkit goes on in another process
 
     def _say(self, text: str) -> None:

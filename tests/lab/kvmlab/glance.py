@@ -44,7 +44,7 @@ CA_CERT = "/etc/pki/CA/cacert.pem"
 # What can be put before Glance (see wsgi.py), with the requests that it can befall; the first is the default.
 KINDS = {
     "fail": ("answer with an error, when --after bytes of an upload were read", ("any", "upload", "download")),
-    "expire": ("answer an upload with 401, as if its token had expired meanwhile; once", ("upload",)),
+    "expire": ("answer with 401, as if the token had expired, meanwhile or before; once", ("upload", "download")),
     "reset": ("reset the connection", ("any", "upload", "download")),
     "stall": ("do nothing for a time, then go on", ("any", "upload", "download")),
     "truncate": ("end a download early, with a length in its head that agrees", ("download",)),
@@ -261,7 +261,7 @@ def _need(lab: Lab) -> None:
 def spoil(lab: Lab, kind: str, on: str, status: int, after: int, times: int, seconds: float) -> None:
     """Put a fault of :data:`KINDS` before Glance, in place of the one before. There is no restart."""
     _need(lab)
-    if kind == "fail" and after and on != "upload":
+    if kind in ("fail", "expire") and after and on != "upload":
         raise LabError("the status of an answer comes first: --after goes with --on upload only")
     fault = {"kind": kind, "on": on, "status": status, "after": after, "times": times, "seconds": seconds}
     write(directory(lab) / "fault.json", json.dumps({**fault, "mark": uuid.uuid4().hex}))

@@ -99,11 +99,11 @@ class Faults:
             fault = {}
         if which == "upload":
             return self._upload(fault, environ, start_response)
-        if which == "download" and fault and fault["kind"] != "fail":
+        if which == "download" and fault and fault["kind"] not in ("fail", "expire"):
             return self._download(fault, environ, start_response)
         if not fault or self.spent(fault, fire=True):
             return self.application(environ, start_response)
-        if fault["kind"] == "fail":
+        if fault["kind"] in ("fail", "expire"):
             drain(environ["wsgi.input"])
             return _error(fault["status"], start_response)
         if fault["kind"] == "reset":
