@@ -11,15 +11,20 @@ from .bases import Base, Source
 from .bulk import Bulk
 from .cache import BaseCache
 from .chains import Chains
+from .definition import Below, Definition
 from .details import Details
 from .errors import MISSING
 from .guard import Guard
 from .guest import Guest
 from .host import Host, Platform, open_host, pick
 from .launcher import Adjuster, Launcher, remove_files
+from .leases import Leases
 from .power import Patience, Power
+from .pull import Pull
+from .restore import Restorer
 from .storage import Storage, storage_of
 from .swap import Swap, on_file, on_variables
+from .xml import put_instance
 
 __all__ = [
     "MISSING",
@@ -28,18 +33,23 @@ __all__ = [
     "BackupOrder",
     "Base",
     "BaseCache",
+    "Below",
     "Bulk",
     "Chains",
     "CheckpointLost",
+    "Definition",
     "Details",
     "Guard",
     "Guest",
     "Held",
     "Host",
     "Launcher",
+    "Leases",
     "Patience",
     "Platform",
     "Power",
+    "Pull",
+    "Restorer",
     "Source",
     "Storage",
     "Swap",
@@ -47,6 +57,7 @@ __all__ = [
     "on_variables",
     "open_host",
     "pick",
+    "put_instance",
     "remove_files",
     "storage_of",
 ]

@@ -27,7 +27,7 @@ from .xml import disk_nodes, put_instance
 # Seconds after which a guest counts as running. What QEMU cannot open, it refuses earlier.
 _SETTLED = 2
 # Where libvirt puts the variables of the VMs of qemu:///system.
-_NVRAM = "/var/lib/libvirt/qemu/nvram"
+NVRAM = "/var/lib/libvirt/qemu/nvram"
 _WORDS = {PAUSED: "paused", SHUTOFF: "off"}
 
 
@@ -79,7 +79,7 @@ class Swap:
         node = self.guest.xml(inactive=True).find("os/nvram")
         text = ET.tostring(node, encoding="unicode").strip() if node is not None else ""
         path = read_domain(self.guest.xml(inactive=not self.guest.active())).firmware.nvram
-        return text, path or f"{_NVRAM}/{self.guest.name}_VARS.fd"
+        return text, path or f"{NVRAM}/{self.guest.name}_VARS.fd"
 
     def located(self, disk: Disk) -> Disk:
         """*disk*, with its path in the place of a pool and a volume where that is a file."""
