@@ -284,6 +284,7 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import (
     inspect_image,
     is_identifier,
 )
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.shelf import KIND
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.snapshot import PARENT
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._module import run_images
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._task import StoreContext
@@ -379,7 +380,11 @@ def _demand_needless(context: StoreContext, image: Image, doing: str) -> None:
     """See that nobody wants to keep an image: it is not protected, and no delta lies upon it."""
     called = f"Image {image.name} ({image.id}) in {context.store.place}"
     if image.protected:
-        raise Refused(f"{called} is protected and cannot be {doing}.", hint="Say protected: false first.")
+        why, hint = "", "Say protected: false first."
+        if image.properties.get("image_type") == KIND:
+            why = f", as a part of the shelf of the VM {image.properties.get('instance_uuid', '')},"
+            hint = "Use vm_shelve with state: unshelved, or the module vm with state: absent: they remove the shelf."
+        raise Refused(f"{called} is protected{why} and cannot be {doing}.", hint=hint)
     upon = context.store.find(properties={PARENT: image.id})
     if upon:
         names = ", ".join(sorted(each.name for each in upon))

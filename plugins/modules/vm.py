@@ -42,6 +42,8 @@ options:
       - V(absent) shuts the VM down as O(shutdown_timeout) says, removes the disks that a launch made and those of
         O(remove_disks), and its definition with NVRAM, saved memory, snapshot and checkpoint records. Other disks are
         kept and reported. With O(reclaim_after) it is only stopped and marked as deleted.
+      - Of a VM that was shelved by M(kvmops.lifecycle.vm_shelve), V(absent) removes the shelf as well, which must be in
+        O(image_store). That is so too when no host has the VM any more. Such a VM cannot be soft-deleted.
       - V(restored) brings a soft-deleted VM back, with the power state and autostart that it had.
       - V(purged) removes, as V(absent) does, the soft-deleted VMs whose time has come, and no others.
     type: str
@@ -242,6 +244,7 @@ options:
     default: 10
 seealso:
   - module: kvmops.lifecycle.vm_power
+  - module: kvmops.lifecycle.vm_shelve
   - module: kvmops.lifecycle.vm_info
   - module: kvmops.lifecycle.vm_lock
 """
@@ -319,7 +322,9 @@ vms:
       type: str
       returned: when there is such a VM
     status:
-      description: Its status in Nova's words, V(ABSENT) when there is none; in check mode, the one it would have.
+      description: >-
+        Its status in Nova's words, V(ABSENT) when there is none, V(SHELVED_OFFLOADED) when only O(image_store) has it;
+        in check mode, the one it would have.
       type: str
       returned: always
       sample: ACTIVE
@@ -382,6 +387,15 @@ vms:
           type: list
           elements: str
           returned: when there are some
+        removed_images:
+          description: Identifiers of the images that were removed with its shelf.
+          type: list
+          elements: str
+          returned: when the VM was shelved, and was removed
+        kept_images:
+          description: Images of its shelf that stay, each with the reason.
+          type: dict
+          returned: when there are some
         reclaim_at:
           description: When a soft-deleted VM is due to be purged.
           type: str
@@ -419,6 +433,7 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows.change imp
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows.launch import make
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows.remove import (
     delete,
+    discard,
     is_soft_deleted,
     purge,
     restore,
@@ -438,6 +453,8 @@ def decide(context: Context, vm: Subject) -> Plan:
     if vm.guest is None:
         if state == "restored":
             raise NotFound(f"There is no VM with the name or UUID {vm.name!r} here, and so nothing to restore.")
+        if state == "absent":
+            return discard(context, vm)
         return Plan(before={"status": "ABSENT"}, after={"status": "ABSENT"})
     if state == "absent":
         return soft_delete(context, vm) if context.params["reclaim_after"] else delete(context, vm)

@@ -24,11 +24,13 @@ extends_documentation_fragment:
   - kvmops.lifecycle._attributes
   - kvmops.lifecycle._attributes.looks
   - kvmops.lifecycle._options
+  - kvmops.lifecycle._options.image_store
 options:
   name:
     description:
       - Names or UUIDs of the VMs. Without it, all VMs.
       - A name that no VM has is no error. It is listed in RV(missing).
+      - With O(image_store) also VMs that are on its shelves, and that no host has.
     type: list
     elements: str
     aliases:
@@ -76,6 +78,11 @@ options:
         nothing else.
     type: int
     default: 10
+  image_store:
+    description:
+      - Tell what this image store has on its shelves (M(kvmops.lifecycle.vm_shelve)) as well. VMs that no host has are
+        listed then, with the status V(SHELVED_OFFLOADED), and RV(vms[].shelf) is complete.
+      - Without it no image store is asked, so this option has no default.
 seealso:
   - module: kvmops.lifecycle.host_info
   - module: kvmops.lifecycle.vm
@@ -100,6 +107,14 @@ EXAMPLES = r"""
     status: [ERROR, PAUSED]
   delegate_to: localhost
   register: troubled
+
+- name: Find the VMs that no host has
+  kvmops.lifecycle.vm_info:
+    status: [SHELVED_OFFLOADED]
+    gather: [status]
+    image_store:
+      path: /srv/images
+  register: offloaded
 
 - name: Get the address of a VM
   kvmops.lifecycle.vm_info:
@@ -135,7 +150,7 @@ vms:
       type: str
       returned: always
     host:
-      description: The host name of the KVM host, as libvirt tells it.
+      description: The host name of the KVM host, as libvirt tells it; empty for a VM that no host has.
       type: str
       returned: always
     status:
@@ -281,6 +296,74 @@ vms:
       elements: dict
       returned: always
       sample: [{state: soft-delete, since: "2026-01-01T12:00:00Z", data: {}}]
+    shelf:
+      description:
+        - The shelf of a VM that was shelved by M(kvmops.lifecycle.vm_shelve); V(null) when there is none.
+        - Without O(image_store), and for a shelf in another store, what only the store knows is V(null).
+      type: dict
+      returned: always
+      contains:
+        set:
+          description: Its identifier.
+          type: str
+          returned: always
+        state:
+          description: V(shelved) while its host has the VM, or V(offloaded).
+          type: str
+          returned: always
+        host:
+          description: The host that had the VM when it was shelved.
+          type: str
+          returned: always
+        at:
+          description: When it was shelved, UTC.
+          type: str
+          returned: always
+        power_before:
+          description: What the VM was - V(running), V(paused), V(suspended) or V(stopped).
+          type: str
+          returned: always
+        image_store:
+          description: Which store it is in.
+          type: str
+          returned: while its host has the VM
+        offload:
+          description: Whether it is to be offloaded, V(later) or V(never).
+          type: str
+          returned: while its host has the VM
+        image:
+          description: The name of its first image.
+          type: str
+          returned: always
+        bytes:
+          description: Bytes that its images take in the store, without base images.
+          type: int
+          returned: always
+        images:
+          description: How many they are.
+          type: int
+          returned: always
+        vcpus:
+          description: How many CPUs the VM can have.
+          type: int
+          returned: always
+        memory:
+          description: Its memory in MiB.
+          type: int
+          returned: always
+        networks:
+          description: Its network cards, each with C(kind), C(source) and C(mac).
+          type: list
+          elements: dict
+          returned: always
+        volumes:
+          description: Its disks on network storage, which stay where they are, by target.
+          type: dict
+          returned: always
+        claimed_by:
+          description: The C(host) that is just bringing it back, C(since) when; V(null) when none is.
+          type: dict
+          returned: always
     job:
       description: What libvirt itself is doing with the whole VM, such as a migration or a backup; V(null) for nothing.
       type: dict
@@ -639,7 +722,7 @@ vms:
           sample: {id: debian, name: Debian GNU/Linux, version_id: "12", kernel_release: 6.1.0-18-amd64}
 """
 
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.spec import connection
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.spec import connection, image_store
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows.info import GROUPS, Inquiry
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.status import STATUSES
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._module import run_query
@@ -650,14 +733,19 @@ def ask(context: Context) -> dict[str, object]:
     """What was found."""
     params = context.params
     gather = set(GROUPS) if "all" in params["gather"] else set(params["gather"])
-    return Inquiry(context, gather, params["guest_timeout"]).tell(params["name"], params["status"])
+    shelved = params["image_store"] is not None
+    inquiry = Inquiry(context, gather, params["guest_timeout"], shelved=shelved)
+    return inquiry.tell(params["name"], params["status"])
 
 
 def main() -> None:
     """Entry point."""
+    store = {**image_store()}
+    store["image_store"]["apply_defaults"] = False  # a store is asked only when it is named
     run_query(
         {
             **connection(),
+            **store,
             "name": {"type": "list", "elements": "str", "aliases": ["names"]},
             "status": {"type": "list", "elements": "str", "choices": sorted(STATUSES)},
             "gather": {

@@ -256,6 +256,10 @@ vms:
           type: list
           elements: dict
           returned: when it was made
+        at:
+          description: When the disks were stored, UTC.
+          type: str
+          returned: when it was made
         bytes:
           description: Bytes that they take in the store, without base images.
           type: int
@@ -307,6 +311,11 @@ vms:
           type: list
           elements: str
           returned: when the shelf was removed
+        kept_images:
+          description: >-
+            Images of the shelf that stay, as ordinary ones, each with the reason. Other images may build upon one.
+          type: dict
+          returned: when there are some
         start_seconds:
           description: From the beginning of the task until the VM ran.
           type: float

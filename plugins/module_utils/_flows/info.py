@@ -18,15 +18,17 @@ from .._libvirt import Guest, pick
 from .._libvirt.bulk import PATIENCE, Bulk
 from .._libvirt.chains import Chains
 from .._libvirt.details import Details
-from .._model import info, status
+from .._model import info, shelf, status
 from .._model import instance as memory
 from .._model.chain import Chain, Layer
 from .._model.domain import Disk, Domain, read_domain
 from .._model.info import Address, Traits
-from .._model.instance import Instance
+from .._model.instance import Instance, Mark
+from .._model.shelf import Shelf
 from .._model.statistics import answered, figures, sizes
 from .._model.status import Observation
 from .._task import Context
+from .shelves import claim_of, kept
 
 Result = dict[str, t.Any]
 Addresses = dict[str, list[Address]]
@@ -34,6 +36,7 @@ Addresses = dict[str, list[Address]]
 GROUPS = ("status", "config", "disks", "interfaces", "graphics", "statistics", "guest")
 # Those for which the domain's XML is read.
 _IN_XML = {"config", "disks", "interfaces", "graphics", "guest"}
+_OFFLOADED = shelf.VM_STATES[shelf.OFFLOADED]
 _FLAGS = ("active", "persistent", "managedsave", "autostart", "has_snapshot", "has_checkpoint")
 
 
@@ -74,9 +77,11 @@ class Inquiry:
 
     :param gather: Which of :data:`GROUPS` to tell; the first is always told.
     :param patience: Seconds that the agent of a guest has to answer.
+    :param shelved: Tell what the image store knows as well, also of VMs that no host has.
     """
 
-    def __init__(self, context: Context, gather: t.AbstractSet[str], patience: float) -> None:
+    def __init__(self, context: Context, gather: t.AbstractSet[str], patience: float, *, shelved: bool = False) -> None:
+        self.context = context
         self.host = context.host
         self.bulk = Bulk(context.host)
         self.chains = Chains(context.host)
@@ -85,6 +90,13 @@ class Inquiry:
         self.flagged: dict[str, frozenset[str]] = {}
         self.leases: Addresses = {}
         self.table: Addresses | None = None
+        self.shelves = self._shelves() if shelved else {}
+
+    def _shelves(self) -> dict[str, Shelf]:
+        """The shelves in the image store, by the UUIDs of their VMs; of several the newest."""
+        images = self.context.store.find(properties={"image_type": shelf.KIND})
+        found = sorted(shelf.shelves(images), key=lambda each: each.manifest.at)
+        return {each.manifest.vm_uuid: each for each in found}
 
     def tell(self, names: t.Sequence[str] | None, statuses: t.Sequence[str] | None) -> Result:
         """The answer.
@@ -101,7 +113,53 @@ class Inquiry:
         self._look_closer(sights)
         if "guest" in self.gather:
             self._ask_agents(sights)
-        return {"vms": [self._tell(sight) for sight in sights], "missing": missing}
+        told = [self._tell(sight) for sight in sights]
+        nowhere, missing = self._nowhere(names, missing)
+        if statuses is None or status.status_of(_OFFLOADED) in statuses:
+            told += nowhere
+            if names is None:
+                told.sort(key=lambda vm: str(vm["name"]))
+            else:
+                told.sort(key=lambda vm: _place(names, vm))
+        return {"vms": told, "missing": missing}
+
+    def _nowhere(self, names: t.Sequence[str] | None, missing: list[str]) -> tuple[list[Result], list[str]]:
+        """VMs that are in the image store only, and the names that are left without one."""
+        gone = [each for each in self.shelves.values() if each.state == shelf.OFFLOADED]
+        if names is None:
+            here = {guest.uuid for guest in self.host.guests()} if gone else set()
+            return [self._tell_offloaded(each) for each in gone if each.manifest.vm_uuid not in here], missing
+        chosen: dict[str, Shelf] = {}
+        left = []
+        for name in missing:
+            found = shelf.pick(gone, name)
+            if found:
+                chosen.setdefault(found.key, found)
+            else:
+                left.append(name)
+        return [self._tell_offloaded(each) for each in chosen.values()], left
+
+    def _tell_offloaded(self, found: Shelf) -> Result:
+        manifest = found.manifest
+        instance = replace(kept(self.context, found), marks=(Mark(_OFFLOADED, manifest.at),))
+        seen = Observation(
+            name=manifest.vm,
+            uuid=manifest.vm_uuid,
+            state=status.NOSTATE,
+            reason=0,
+            managed_save=False,
+            persistent=False,
+            instance=instance,
+        )
+        return {
+            "name": seen.name,
+            "uuid": seen.uuid,
+            "host": "",
+            **info.tell_status(seen, Traits(autostart=found.contents.autostart)),
+            "shelf": info.tell_shelf(Instance(), "", found, claim_of(self.context, found.key)),
+            "job": None,
+            "problems": [],
+        }
 
     def statuses(self, guests: t.Sequence[Guest]) -> list[tuple[str, str]]:
         """The name and the status of every VM."""
@@ -271,6 +329,7 @@ class Inquiry:
             "uuid": uuid,
             "host": self.host.name,
             **info.tell_status(sight.seen, traits),
+            "shelf": self._tell_shelf(sight),
             "job": sight.more.job,
         }
         if domain and "config" in gather:
@@ -287,6 +346,11 @@ class Inquiry:
             told["guest"] = _tell_guest(sight, domain)
         told["problems"] = sight.problems
         return told
+
+    def _tell_shelf(self, sight: Sight) -> Result | None:
+        found = self.shelves.get(sight.guest.uuid)
+        claim = claim_of(self.context, found.key) if found else None
+        return info.tell_shelf(sight.seen.instance, self.host.name, found, claim)
 
     @staticmethod
     def _tell_disks(sight: Sight, disks: t.Sequence[Disk]) -> list[Result]:
@@ -318,6 +382,11 @@ class Inquiry:
                 )
             )
         return told
+
+
+def _place(names: t.Sequence[str], vm: Result) -> int:
+    """Where a VM was asked for."""
+    return min((index for index, name in enumerate(names) if name in (vm["name"], vm["uuid"])), default=len(names))
 
 
 def _has_disks(sight: Sight, gather: t.AbstractSet[str]) -> bool:

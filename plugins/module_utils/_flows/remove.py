@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+import typing as t
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
 from .._core.clock import parse_stamp, stamp
-from .._core.errors import Invalid, Refused
+from .._core.errors import Busy, Invalid, Refused
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
 from .._libvirt import Patience, Power, remove_files
@@ -20,7 +21,10 @@ from .._model.actions import demand
 from .._model.domain import read_domain
 from .._model.instance import Mark
 from .._model.power import route
+from .._model.shelf import SHELVED, claim_id
+from .._model.shelve import Record, shelved_mark
 from .._task import Context, Subject
+from .shelves import claim_of, demand_store, drop, ids_of, shelf_of
 
 SOFT_DELETED = "soft-delete"
 
@@ -59,6 +63,7 @@ def delete(context: Context, vm: Subject) -> Plan:
         name=guest.name,
     )
     directory = removal.own_directory(guest.uuid, seen.instance)
+    images = _on_shelf(context, vm)
 
     def undefine() -> None:
         if seen.persistent:
@@ -68,6 +73,7 @@ def delete(context: Context, vm: Subject) -> Plan:
     steps = [
         *stop(context, vm),
         Step("remove_disks", lambda: remove_files(context.storage, chosen.remove, directory)),
+        *([Step("drop_shelf", lambda: drop(context, images))] if images else []),
         Step("undefine", undefine),
     ]
     return Plan(
@@ -77,6 +83,66 @@ def delete(context: Context, vm: Subject) -> Plan:
         action="delete",
         journaled=seen.persistent,
         figures={"kept_disks": dict(chosen.keep)},
+    )
+
+
+def _on_shelf(context: Context, vm: Subject) -> list[str]:
+    """The images of the shelf of a VM that goes; none of one that has no shelf.
+
+    :raises Busy: Another host brings it back.
+    """
+    guest, seen, _state = vm.there()
+    mark = shelved_mark(seen.instance.marks)
+    if mark is None:
+        return []
+    record = Record.load(mark)
+    demand_store(context, record, name=guest.name)
+    _see_claim(context, record.set_id, guest.name)
+    return [claim_id(record.set_id), *record.images]
+
+
+def _see_claim(context: Context, set_id: str, name: str) -> None:
+    claim = claim_of(context, set_id)
+    if claim and claim.host != context.host.name:
+        raise Busy(
+            f"VM {name} is just brought back from its shelf on {claim.host}, since {claim.since}.",
+            hint="Remove it there when that has ended.",
+            host=claim.host,
+            since=claim.since,
+        )
+
+
+def discard(context: Context, vm: Subject) -> Plan:
+    """Remove the shelf of a VM that no host has."""
+    found = shelf_of(context, vm)
+    if found is None:
+        return Plan(before={"status": "ABSENT"}, after={"status": "ABSENT"})
+    name = found.manifest.vm
+    if context.params["reclaim_after"]:
+        raise Refused(
+            f"VM {name} is {vm.absent}: it has no definition that could remember until when it can be restored.",
+            hint="Unshelve it first, or remove it at once, with reclaim_after: 0.",
+            status=vm.absent,
+        )
+    if found.state == SHELVED and found.contents.host != context.host.name:
+        raise Refused(
+            f"VM {name} is shelved, and {found.contents.host} still has it.",
+            hint=f"Run the task on {found.contents.host}.",
+            host=found.contents.host,
+        )
+    _see_claim(context, found.key, name)
+
+    def drop_shelf() -> dict[str, t.Any]:
+        figures = drop(context, ids_of(found.manifest))
+        vm.absent = "ABSENT"
+        return figures
+
+    return Plan(
+        before={"status": vm.absent, "power_state": "NOSTATE", "shelf": found.manifest.name},
+        after={"status": "ABSENT", "power_state": "NOSTATE", "shelf": ""},
+        steps=[Step("drop_shelf", drop_shelf)],
+        action="delete",
+        figures={"kept_disks": dict(found.contents.volumes)},
     )
 
 

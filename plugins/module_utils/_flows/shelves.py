@@ -36,11 +36,11 @@ def shelf_of(context: Context, vm: Subject) -> Shelf | None:
     found = shelf.pick(shelf.shelves(context.store.find(properties=wanted)), vm.guest.uuid if vm.guest else vm.name)
     if found and vm.guest is None:
         vm.absent = "SHELVED_OFFLOADED"
-        vm.kept = _kept(context, found)
+        vm.kept = kept(context, found)
     return found
 
 
-def _kept(context: Context, found: Shelf) -> Instance:
+def kept(context: Context, found: Shelf) -> Instance:
     """What is remembered of a VM in its shelf: its lock, before all. Who needs more of it tells when it is damaged."""
     for member in found.manifest.members:
         if member.role == shelf.DOMAIN:

@@ -7,12 +7,14 @@
 from __future__ import annotations
 
 import typing as t
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from . import status
 from .chain import Chain, Layer
 from .domain import Disk, Domain, Image, Interface
 from .instance import Instance
+from .shelf import SHELVED, Claim, Shelf
+from .shelve import shelved_mark
 from .statistics import Size
 from .status import Observation
 
@@ -150,6 +152,41 @@ def _tell_instance(instance: Instance) -> Result:
         "marks": [{"state": mark.state, "since": mark.since, "data": dict(mark.data)} for mark in instance.marks],
         "journal": instance.journal.tell() if instance.journal else None,
     }
+
+
+def tell_shelf(instance: Instance, host: str, found: Shelf | None, claim: Claim | None) -> Result | None:
+    """The shelf of a VM; ``None`` without one.
+
+    :param host: That was asked; it has a VM whose mark says that it is shelved.
+    :param found: What the image store tells; what only that knows is ``None`` when it was not asked.
+    """
+    mark = shelved_mark(instance.marks)
+    if found is None and mark is None:
+        return None
+    told: Result = dict.fromkeys(("image", "bytes", "images", "vcpus", "memory", "networks", "volumes", "claimed_by"))
+    if mark:
+        data = mark.data
+        told.update(set=data.get("set", ""), state=SHELVED, host=host, at=mark.since)
+        told.update(image_store=data.get("place", ""), power_before=data.get("power_before", ""))
+        told.update(offload=data.get("offload", ""))
+    if found and (mark is None or mark.data.get("set") == found.key):
+        manifest, contents = found.manifest, found.contents
+        told.update(
+            set=found.key,
+            state=found.state,
+            host=contents.host,
+            at=manifest.at,
+            power_before=contents.power,
+            image=manifest.name,
+            bytes=manifest.size,
+            images=len(manifest.members),
+            vcpus=contents.vcpus,
+            memory=contents.memory,
+            networks=[{"kind": kind, "source": source, "mac": mac} for kind, source, mac in contents.networks],
+            volumes=dict(contents.volumes),
+            claimed_by=asdict(claim) if claim else None,
+        )
+    return told
 
 
 def tell_config(domain: Domain) -> Result:
