@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
@@ -14,12 +15,13 @@ try:
 except ImportError:  # run_module() tells the user
     libvirt = None
 
+from .._core.errors import LifecycleError, Unreachable
 from .._model.domain import Disk, read_domain
 from .._model.status import PAUSED
 from .definition import Definition
 from .errors import doing
-from .guard import PAUSE, Guard
 from .guest import Guest
+from .xml import disk_nodes
 
 # virDomainPausedReason
 _IO_ERROR = 5
@@ -89,6 +91,7 @@ class Pull:
     def copy(self, target: str, path: str, bandwidth: int) -> None:
         """Begin to copy a disk's file, without what lies below it, to the qcow2 file *path*, whose header names its
         own base of the same content."""
+        self._define_as_it_runs(target)
         node = ET.Element("disk", {"type": "file"})
         ET.SubElement(node, "driver", {"name": "qemu", "type": "qcow2"})
         ET.SubElement(node, "source", {"file": path})
@@ -96,46 +99,48 @@ class Pull:
             libvirt.VIR_DOMAIN_BLOCK_COPY_SHALLOW
             | libvirt.VIR_DOMAIN_BLOCK_COPY_REUSE_EXT
             | libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB  # else libvirt wants no definition beside the running VM
+            | libvirt.VIR_DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES  # see pivot()
         )
         limit = {libvirt.VIR_DOMAIN_BLOCK_COPY_BANDWIDTH: bandwidth} if bandwidth else {}
         with doing(f"copy disk {target} of VM {self.guest.name} to {path}"):
             self.domain.blockCopy(target, ET.tostring(node, encoding="unicode"), limit, flags)
 
     def pivot(self, target: str, path: str) -> None:
-        """Let the guest go on with the copy in the file *path*, which is ready.
-
-        QEMU changes over before the definition does. So the guest is held meanwhile: what it is told to be written is
-        in the file that the definition names, whatever dies when.
-        """
-        with Guard(self.guest.host.uri, self.guest.uuid) as guard:
-            guard.wait()
-            runs = self.guest.state()[0] != PAUSED
-            if runs:
-                guard.owe(PAUSE)
-                self.guest.pause()
-            try:
-                with doing(f"let VM {self.guest.name} go on with {path}"):
-                    self.domain.blockJobAbort(target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
-                self._see_defined(target, path)
-            finally:
-                if runs and self.guest.state()[0] == PAUSED:
-                    self.guest.resume()
-                guard.paid(PAUSE)
-
-    def _see_defined(self, target: str, path: str) -> None:
-        """See that the definition names the file; libvirt writes it itself."""
+        """Let the guest go on with the copy in the file *path*, which is ready: each write that the guest was told of
+        is in both files. So the definition may name the new one first, and whatever dies when, nothing is lost."""
         root = self.guest.xml(inactive=True, secure=True)
-        disk = read_domain(root).disk(target)
-        if disk is not None and disk.image.source != path:
-            definition = Definition(ET.tostring(root))
-            definition.place(target, path)
-            self.guest.redefine(definition.root)
+        definition = Definition(ET.tostring(root))
+        definition.place(target, path)
+        self.guest.redefine(definition.root)
+        try:
+            with doing(f"let VM {self.guest.name} go on with {path}"):
+                self.domain.blockJobAbort(target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+        except Unreachable:
+            raise
+        except LifecycleError:
+            self.guest.redefine(root)
+            raise
 
-    def cancel(self, target: str) -> None:
-        """End a job without its result."""
-        with doing(f"end the block job of disk {target} of VM {self.guest.name}"):
-            self.domain.blockJobAbort(target, 0)
+    def _define_as_it_runs(self, target: str) -> None:
+        """A run that died may have named a copy in the definition that did not become the disk."""
+        live = disk_nodes(self.guest.xml(secure=True)).get(target)
+        root = self.guest.xml(inactive=True, secure=True)
+        node = disk_nodes(root).get(target)
+        if live is None or node is None or _file(live) == _file(node):
+            return
+        for tag in ("source", "backingStore"):
+            for old in node.findall(tag):
+                node.remove(old)
+            node.extend(copy.deepcopy(live.findall(tag)))
+        for each in node.iter():
+            each.attrib.pop("index", None)
+        self.guest.redefine(root)
 
     def stopped_by_error(self) -> bool:
         """Whether QEMU has stopped the guest because an image could not be read or written."""
         return self.guest.state() == (PAUSED, _IO_ERROR)
+
+
+def _file(disk: ET.Element) -> str:
+    source = disk.find("source")
+    return "" if source is None else source.get("file", "")
