@@ -225,8 +225,8 @@ Offloading reads the shelf back and compares it (`verify: full`). Without a limi
 ## Room on the host
 
 MiB that are allocated for the files of that VM and for all bases of the host, while it is shelved, offloaded and
-unshelved {cycles} times. It is paused all the time, so that the guest itself writes nothing. Nova's would be larger by
-an image of {flat:.0f} MiB after the first time.
+unshelved {cycles} times. It is stopped when it goes, and boots when it comes; what its guest writes meanwhile is in the
+figures. With Nova's way a flat image of {flat:.0f} MiB would be added the first time, as a base of its own.
 
 | | MiB |
 |---|---|
