@@ -429,7 +429,13 @@ def test_a_bridge_outlives_the_module_its_session_and_its_archive(lab: Lab, stor
     lab.sh("kvm1", f"qemu-img convert -f raw -O raw 'nbd+unix:///?socket={socket}' /tmp/copy")
     # QEMU goes by whole sectors.
     assert image.digests["sha256"] in lab.sh("kvm1", f"head -c {SIZE} /tmp/copy | sha256sum")
+
+    lab.fault("kvm1", "power-off")
+    lab.fault("kvm1", "boot")
+    assert lab.sh("kvm1", "ls /run/kvmops-test; pgrep nbdkit", check=False) == ""
     pack(Path(lab.outside(archive)))
+    assert module("expose") == socket
+    assert f"{SIZE // 512 * 512 + 512}" in lab.sh("kvm1", f"qemu-img info -f raw 'nbd+unix:///?socket={socket}'")
     module("withdraw")
     assert lab.sh("kvm1", "ls /run/kvmops-test; pgrep nbdkit", check=False) == ""
-    lab.sh("kvm1", f"rm -r {archive} /tmp/module.py /tmp/copy /run/kvmops-test")
+    lab.sh("kvm1", f"rm -r {archive} /tmp/module.py /run/kvmops-test")

@@ -235,12 +235,15 @@ class GlanceStore:
             verify, cert = self._region.get_requests_verify_args()
             if verify is True:  # what requests would trust, which is not always what the system trusts
                 verify = os.environ.get("REQUESTS_CA_BUNDLE") or requests.certs.where()
+            if isinstance(verify, str):
+                verify = os.path.abspath(verify)
+            certs = [cert] if isinstance(cert, str) else cert
             settings = {
                 **entry(self._connection.session),
                 "url": f"{there.where}/file",
                 "size": there.size,
                 "verify": verify,
-                "cert": [cert] if isinstance(cert, str) else cert and list(cert),
+                "cert": [os.path.abspath(path) for path in certs] if certs else None,
                 "auth_type": self._region.config["auth_type"],
                 "auth": self._region.config["auth"],
             }

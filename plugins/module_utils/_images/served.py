@@ -165,7 +165,7 @@ class Glance:
 
     def __init__(self, url: str, size: int, context: ssl.SSLContext | None) -> None:
         parts = urllib.parse.urlsplit(url)
-        self._host, self._port = str(parts.hostname), parts.port
+        self._host, self._port = str(parts.hostname), parts.port or (443 if context else 80)
         self._target = parts.path + (f"?{parts.query}" if parts.query else "")
         self._size = size
         self._context = context

@@ -8,6 +8,7 @@ import ast
 import errno
 import http.server
 import json
+import ssl
 import sys
 import threading
 import time
@@ -395,6 +396,20 @@ def test_ranges_come_over_one_connection(server: str) -> None:
         assert glance.fetch(start, end, {"X-Auth-Token": "x"}, 5) == Handler.content[start:end]
     assert len({address for address, _headers in Handler.seen}) == 1
     assert all(headers["X-Auth-Token"] == "x" for _address, headers in Handler.seen)
+
+
+@pytest.mark.parametrize(
+    ("url", "tls", "where"),
+    [
+        ("https://cloud/v2/x", True, ("cloud", 443)),
+        ("http://cloud/v2/x", False, ("cloud", 80)),
+        ("https://[fd00::1]/v2/x", True, ("fd00::1", 443)),
+        ("https://[fd00::1]:9292/v2/x", True, ("fd00::1", 9292)),
+    ],
+)
+def test_addresses_may_leave_things_out(url: str, tls: bool, where: tuple[str, int]) -> None:
+    connection = Glance(url, 5, ssl.create_default_context() if tls else None)._connection(5)
+    assert (connection.host, connection.port) == where
 
 
 RANGE = "bytes 10-19/1000"
