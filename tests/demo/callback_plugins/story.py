@@ -24,6 +24,8 @@ description:
 """
 
 WIDTH = 110
+# What room there is for the steps that were taken.
+STEPS = 50
 
 
 class CallbackModule(CallbackBase):
@@ -102,7 +104,12 @@ class CallbackModule(CallbackBase):
         elif not vm["changed"]:
             note, color = note or "unchanged", constants.COLOR_OK
         seconds = f"{vm['seconds']:6.1f} s" if "seconds" in vm else ""
-        self._say(f"     {host:5} {vm['name']:8} {status:31} {note:50}{seconds}".rstrip(), color)
+        steps = note
+        if len(steps) > STEPS:
+            note = f"{len(vm['steps'])} steps"
+        self._say(f"     {host:5} {vm['name']:8} {status:31} {note:{STEPS}}{seconds}".rstrip(), color)
+        if note != steps:
+            self._point("·", steps, color)
         for key in before:
             if key not in ("status", "power_state") and before[key] != after.get(key):
                 self._point("·", f"{key}: {_short(before[key])} → {_short(after.get(key))}", color)
