@@ -8,18 +8,14 @@ and hosts that fail while the data come. The guest's counter proves that no writ
 from __future__ import annotations
 
 import json
-import signal
-import time
 import typing as t
-import uuid
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import DirectoryStore, NewImage, TextContent
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._model import shelf
-from tests.integration.harness import Glance, Lab, Playbook, Result, Task, define, file_disk, task, wait_for
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import DirectoryStore
+from tests.integration.harness import Lab, Playbook, Result, Task, define, file_disk, task
 from tests.lab.kvmlab.guest import Guest
 
 Launch = t.Callable[..., Result]
@@ -99,9 +95,8 @@ def definition(lab: Lab, host: str = THERE, name: str = "a") -> ET.Element:
 def identity(lab: Lab, host: str, name: str = "a") -> str:
     """A definition, without what we remember."""
     root = definition(lab, host, name)
-    metadata = root.find("metadata")
-    assert metadata is not None
-    root.remove(metadata)
+    for metadata in root.findall("metadata"):
+        root.remove(metadata)
     return ET.canonicalize(ET.tostring(root, encoding="unicode"), strip_text=True)
 
 
@@ -207,3 +202,184 @@ def test_a_vm_runs_at_once_where_its_base_has_to_come_as_well(lab: Lab, play: Pl
     before = guest.wait_counter()
     lab.sh(THERE, "virsh -q destroy a; virsh -q start a")
     counted(guest, before, boots=2)
+
+
+# ---- VMs without a system: QEMU runs, and there is nothing to boot
+
+
+def small(lab: Lab, play: Playbook, *, start: bool = True, devices: str = "") -> str:
+    """A VM of another tool, shelved and offloaded; the path of its disk."""
+    path = pattern(lab)
+    define(lab, "a", devices=file_disk(path, "qcow2", "vda") + devices)
+    if start:
+        lab.sh(HERE, "virsh -q start a")
+    offloaded(play, force=True)
+    lab.sh(HERE, f"rm {IMAGES}/a-base.raw")
+    clean(lab, HERE)
+    return path
+
+
+def test_disks_are_copied_first_if_that_is_asked(lab: Lab, play: Playbook) -> None:
+    disk = small(lab, play)
+    told = play.quartet("vm_shelve", host=THERE, name="a", state="unshelved", image_store=STORE_OPTION, start="copied")
+    (done,) = told["vms"]
+    assert done["steps"] == COPIED
+    assert done["status"] == "ACTIVE"
+    assert done["figures"]["copied_bytes"] >= 8 * MIB
+    assert backing(lab, disk) == done["figures"]["bases"]["vda"]
+    has_its_data(lab)
+    assert on_shelf(lab) == []
+    # It is a VM of ours now: it goes with all that it has here.
+    play(task("vm", name="a", state="absent", force=True), host=THERE).ok()
+    clean(lab)
+
+
+def test_a_vm_that_was_off_is_off_and_another_directory_holds_all_of_it(
+    lab: Lab, play: Playbook, launch: Launch
+) -> None:
+    flavor = {"vcpus": 1, "memory": 64, "root": 1, "ephemeral": [1]}
+    (vm,) = launch("a", start=False, flavor=flavor, cloud_init={"user_data": "#cloud-config"}, autostart=True)["vms"]
+    old, new = f"{IMAGES}/{vm['uuid']}", f"/srv/kvmops/shared/vms/{vm['uuid']}"
+    lab.sh(HERE, f"qemu-io -f qcow2 -c 'write -P 9 8M 1M' {old}/ephemeral0.qcow2")
+    drive = lab.sh(HERE, f"sha256sum < {old}/config.iso")
+    defined = identity(lab, HERE)
+    offloaded(play)
+    clean(lab, HERE)
+    told = play.quartet(
+        "vm_shelve", host=THERE, name="a", state="unshelved", image_store=STORE_OPTION, storage="/srv/kvmops/shared/vms"
+    )
+    (done,) = told["vms"]
+    assert done["steps"] == ["define", "copy", "settle", "drop"]
+    assert (done["status"], done["power_state"]) == ("SHUTOFF", "SHUTDOWN")
+    assert identity(lab, THERE) == defined.replace(old, new)
+    assert lab.sh(THERE, f"sha256sum < {new}/config.iso") == drive
+    reads(lab, f"{new}/ephemeral0.qcow2", 9, "8M 1M")
+    assert lab.sh(THERE, "virsh dominfo a | grep Autostart").split()[-1] == "enable"
+    (info,) = play(task("vm_info", name="a"), host=THERE).ok()["result"]["vms"]
+    assert info["problems"] == []
+    play(task("vm_power", name="a", state="running"), host=THERE).ok()
+    play(task("vm", name="a", state="absent", force=True), host=THERE).ok()
+    assert lab.sh(THERE, f"ls {new}", check=False) == ""
+
+
+def test_what_the_firmware_remembers_and_policies_of_disks_come_along(lab: Lab, play: Playbook) -> None:
+    path = pattern(lab)
+    disk = file_disk(path, "qcow2", "vda").replace("type='qcow2'", "type='qcow2' error_policy='report' cache='none'")
+    lab.sh(
+        HERE,
+        f"""cat > /tmp/define.xml <<'XML'
+<domain type='qemu'><name>a</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
+<os firmware='efi'><type arch='x86_64' machine='q35'>hvm</type>
+<firmware><feature enabled='no' name='secure-boot'/></firmware></os><features><acpi/></features>
+<devices>{disk}</devices></domain>
+XML
+virsh -q define /tmp/define.xml; virsh -q start a; sleep 1; virsh -q destroy a""",
+    )
+    nvram = "/var/lib/libvirt/qemu/nvram/a_VARS.fd"
+    lab.sh(HERE, f"printf remembered | dd of={nvram} bs=1 seek=400000 conv=notrunc 2>/dev/null")
+    defined = identity(lab, HERE)
+    offloaded(play)
+    clean(lab, HERE)
+    play(shelve(power="running", wait_for="running"), host=THERE).ok()
+    # While the data come, the guest stops rather than see an error.
+    assert "rerror_policy='stop'" in lab.sh(THERE, "virsh dumpxml a")
+    assert lab.sh(THERE, "dd if=" + nvram + " bs=1 skip=400000 count=10 2>/dev/null") == "remembered"
+    play(shelve(), host=THERE).ok()
+    assert identity(lab, THERE) == defined
+    lab.sh(THERE, "virsh -q destroy a")
+    has_its_data(lab)
+
+
+def test_saved_memory_comes_along(lab: Lab, play: Playbook, launch: Launch) -> None:
+    launch("a")
+    guest = lab.booted(HERE, "a")
+    assert guest.execute("echo here > /tmp/memory; sync")[0] == 0
+    before = guest.wait_counter()
+    play(task("vm_power", name="a", state="suspended"), host=HERE).ok()
+    offloaded(play, memory=True)
+    clean(lab, HERE)
+    told = play.quartet("vm_shelve", host=THERE, name="a", state="unshelved", image_store=STORE_OPTION)
+    (done,) = told["vms"]
+    assert done["steps"] == COPIED
+    assert (done["status"], done["power_state"]) == ("SUSPENDED", "SHUTDOWN")
+    # Once more, and this time it goes on.
+    play(shelve("offloaded", memory=True), host=THERE).ok()
+    error = play(shelve(power="stopped"), host=HERE).error()["result"]
+    assert error["code"] == "refused"
+    told = play(shelve(power="running"), host=HERE).ok()["result"]
+    assert told["vms"][0]["status"] == "ACTIVE"
+    guest = lab.guest(HERE, "a")
+    guest.wait_agent()
+    assert guest.execute("cat /tmp/memory")[1].strip() == "here"
+    assert guest.wait_counter() > before
+    assert on_shelf(lab) == []
+    left = [name for name in lab.files(HERE) if name.endswith(".memory")]
+    assert left == []
+
+
+def test_a_task_may_end_when_the_guest_runs_and_another_does_the_rest(lab: Lab, play: Playbook) -> None:
+    small(lab, play)
+    (done,) = play(shelve(wait_for="running", bandwidth=1), host=THERE).ok()["result"]["vms"]
+    assert done["steps"] == ["define", "prepare", "start", "begin_pull"]
+    assert (done["status"], done["power_state"], done["task_state"]) == ("SHELVED_OFFLOADED", "RUNNING", "unshelving")
+    assert on_shelf(lab) == ["claim", "disk", "domain"]
+    error = play(task("vm_power", name="a", state="stopped"), host=THERE).error()["result"]
+    assert error["code"] in ("refused", "busy")
+    (done,) = play(shelve(), host=THERE).ok()["result"]["vms"]
+    assert done["steps"] == ["pull", "settle", "drop"]
+    assert done["status"] == "ACTIVE"
+    assert on_shelf(lab) == []
+    has_its_data(lab)
+
+
+# ---- what is not done
+
+
+def test_what_a_host_has_not_is_told_before_anything_is_touched(lab: Lab, play: Playbook) -> None:
+    nic = (
+        "<interface type='network'><mac address='52:54:00:aa:00:01'/><source network='default'/></interface>"
+        "<interface type='bridge'><mac address='52:54:00:aa:00:02'/><source bridge='br0'/></interface>"
+    )
+    path = small(lab, play, start=False, devices=nic)
+    shelves = sorted(image.id for image in store(lab).find())
+    vm_uuid = store(lab).find(properties={"image_type": "shelf"})[0].properties["instance_uuid"]
+    other = "<interface type='bridge'><mac address='52:54:00:AA:00:02'/><source bridge='br0'/></interface>"
+
+    def error(script: str, undo: str, **options: t.Any) -> Result:
+        lab.sh(THERE, script)
+        found = t.cast("Result", play(shelve(**options), host=THERE).error()["result"]["vms"][0])
+        lab.sh(THERE, undo)
+        clean(lab)
+        assert sorted(image.id for image in store(lab).find()) == shelves
+        return found
+
+    xml = "<domain type='qemu'>{}<memory>32768</memory><os><type>hvm</type></os><devices>{}</devices></domain>"
+    make = "cat > /tmp/x.xml <<'XML'\n{}\nXML\nvirsh -q define /tmp/x.xml"
+    for named in ("a", vm_uuid):
+        told = error(make.format(xml.format("<name>a</name>", "")), "virsh -q undefine a", name=named)
+        assert told["code"] == "refused"
+        assert "name" in told["msg"]
+    told = error(make.format(xml.format(f"<name>b</name><uuid>{vm_uuid}</uuid>", "")), "virsh -q undefine b")
+    assert (told["code"], told["details"]["uuid"]) == ("refused", vm_uuid)
+    told = error(make.format(xml.format("<name>b</name>", other)), "virsh -q undefine b")
+    assert (told["code"], told["details"]["mac"]) == ("refused", "52:54:00:aa:00:02")
+    told = error("virsh -q net-destroy default", "virsh -q net-start default")
+    assert told["code"] == "refused"
+    assert "net-start default" in told["msg"]
+    told = error("ip link set br0 down; ip link set br0 name br9", "ip link set br9 name br0; ip link set br0 up")
+    assert (told["code"], told["details"]["bridge"]) == ("not_found", "br0")
+    told = error(f"touch {path}", f"rm {path}", power="running")
+    assert (told["code"], told["details"]["path"]) == ("refused", path)
+
+
+def test_there_must_be_room(lab: Lab, play: Playbook) -> None:
+    small(lab, play, start=False)
+    lab.fault(THERE, "fill-disk", "--leave", "10M")
+    try:
+        told = play(shelve(), host=THERE).error()["result"]["vms"][0]
+    finally:
+        lab.fault(THERE, "empty-disk")
+    assert told["code"] == "no_space"
+    assert told["details"]["needed"] > told["details"]["free"]
+    clean(lab)
+    whole(lab)

@@ -25,7 +25,7 @@ from .._model.status import status_of
 from .._model.unshelve import power_after
 from .._task import Context, Subject
 from .offloading import LOSING, Offloading, let_go, nothing
-from .shelves import OFFLOAD, SHELVE, UNSHELVE, claim_of, dead_run, demand_store, drop, shelf_of, told
+from .shelves import OFFLOAD, SHELVE, UNSHELVE, claim_of, dead_run, demand_same, demand_store, drop, shelf_of, told
 from .shelving import Shelving, finish_mark, take_back, to_run
 
 
@@ -180,6 +180,7 @@ def bring_back(context: Context, vm: Subject) -> Plan:
         return _Returning(context, vm, mark, dead).plan()
     if dead is None or dead.action == OFFLOAD:
         demand(UNSHELVE, state, name=guest.name)
+        demand_same(context, guest)
         before = told(state)
         return Plan(before=before, after=before)
     vm.journal = dead

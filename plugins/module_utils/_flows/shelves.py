@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing as t
 import xml.etree.ElementTree as ET
 
-from .._core.errors import Invalid, LifecycleError, NotFound, Refused
+from .._core.errors import Invalid, LifecycleError, NotFound, Refused, Unreachable
 from .._core.journal import Journal
 from .._images import digests_of
 from .._images.base import ACTIVE, Image
+from .._libvirt import Guest
 from .._model import instance as memory
 from .._model import shelf, snapshot
 from .._model.instance import Instance
@@ -154,6 +156,26 @@ def demand_store(context: Context, record: Record, *, name: str) -> None:
             store=record.store,
             place=record.place,
         )
+
+
+def demand_same(context: Context, guest: Guest) -> None:
+    """See that a VM which is here is the one that the task means: another one of its name may wait on a shelf. When the
+    store does not answer, it is taken for the same.
+
+    :raises Refused: One does.
+    """
+    if guest.uuid in context.params["name"]:
+        return
+    with contextlib.suppress(Unreachable):
+        for each in shelf.shelves(context.store.find(properties={"image_type": shelf.KIND})):
+            if each.manifest.vm == guest.name and each.manifest.vm_uuid != guest.uuid:
+                raise Refused(
+                    f"{context.host.name} has a VM with the name {guest.name}, and another one of that name is shelved"
+                    f" in {context.store.place}: its UUID is {each.manifest.vm_uuid}.",
+                    hint="Say which one you mean by its UUID. The one that is shelved cannot come to this host before"
+                    " the other one is renamed or removed.",
+                    uuid=each.manifest.vm_uuid,
+                )
 
 
 # ---- removing
