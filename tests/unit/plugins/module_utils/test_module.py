@@ -511,6 +511,19 @@ def test_what_failed_is_taken_back_with_all_that_came_before_it_the_newest_first
     assert kvm.recall().journal is None
 
 
+def test_what_lasts_is_not_taken_back_and_the_rest_of_the_plan_is_for_itself(
+    kvm: Hypervisor, task: Task, log: list[str]
+) -> None:
+    kvm.define("web1")
+    for fails, undone, kept in (("b", ["undo b", "undo a"], False), ("c", [], True), ("d", ["undo d"], False)):
+        log.clear()
+        a, b, c, d = steps(log, "a", "b", "c", "d", fails=fails, undone="a b d")
+        made = [a, replace(b, lasting=True), c, d]
+        task(module(lambda _context, _vm, made=made: plan(*made, action="delete", journaled=True)), name="web1")
+        assert [line for line in log if line.startswith("undo")] == undone
+        assert (kvm.recall().journal is not None) is kept
+
+
 def test_what_cannot_be_taken_back_keeps_its_journal_for_the_next_run(
     kvm: Hypervisor, task: Task, log: list[str]
 ) -> None:
