@@ -91,7 +91,7 @@ def test_a_guest_is_shelved_and_comes_back_at_once(lab: Lab, play: Playbook, lau
     (base,) = figures["put_bases"].values()
     assert figures["bytes"] < base / 2
     assert all(each.protected for each in store(lab).find() if each.properties.get("image_type") == "shelf")
-    told = play(
+    results = play(
         [
             task("vm_info", name="a", gather=["status"]),
             task("vm_info", name="a", gather=["status"], image_store={"path": STORE}),
@@ -100,13 +100,13 @@ def test_a_guest_is_shelved_and_comes_back_at_once(lab: Lab, play: Playbook, lau
             {**task("vm_snapshot", name="a", image="a-shelved", state="absent")},
         ]
     ).results
-    plain, full = (each["result"]["vms"][0] for each in told[:2])
+    plain, full = (each["result"]["vms"][0] for each in results[:2])
     assert (plain["status"], plain["power_state"], plain["autostart"]) == ("SHELVED", "SHUTDOWN", False)
     assert (plain["shelf"]["set"], plain["shelf"]["bytes"], plain["shelf"]["host"]) == (found.key, None, "kvm1")
     assert (full["shelf"]["bytes"], full["shelf"]["memory"]) == (figures["bytes"], 96)
-    assert "vm_shelve" in told[2]["result"]["msg"]
-    assert f"shelf of the VM {vm['uuid']}" in told[3]["result"]["msg"]
-    assert not told[4]["result"]["changed"]
+    assert "vm_shelve" in results[2]["result"]["msg"]
+    assert f"shelf of the VM {vm['uuid']}" in results[3]["result"]["msg"]
+    assert not results[4]["result"]["changed"]
     (done,) = play.quartet("vm_shelve", name="a", state="unshelved")["vms"]
     assert done["steps"] == ["start", "unmark", "drop_shelf"]
     lab.guest("kvm1", "a").wait_up(boots=2)
@@ -158,7 +158,7 @@ def test_everything_of_a_vm_goes_into_the_store_and_nothing_is_left_on_the_host(
     lab.sh("kvm1", f'virsh -q net-update default add ip-dhcp-host "{host}" --live --config')
     flavor = {"vcpus": 1, "memory": MEMORY_UEFI_MIB, "ephemeral": [1]}
     networks = [{"network": "default", "mac": MAC}]
-    options = {"flavor": flavor, "cloud_init": {}, "firmware": "uefi", "networks": networks}
+    options: dict[str, t.Any] = {"flavor": flavor, "cloud_init": {}, "firmware": "uefi", "networks": networks}
     vm = small(lab, launch, path, start=True, **options)
     assert own_files(lab, vm) == ["config.iso", "ephemeral0.qcow2", "root.qcow2"]
     (done,) = play.quartet("vm_shelve", name="a", state="offloaded", force=True)["vms"]
@@ -235,7 +235,9 @@ def test_vms_of_other_tools_are_shelved_and_their_bases_are_kept(lab: Lab, play:
 def test_glance_keeps_shelves_too(lab: Lab, glance: Glance, play: Playbook, launch: Launch) -> None:
     path = image(lab, "one", "write -P 1 0 1M")
     small(lab, launch, path, start=True)
-    into = {"image_store": {"type": "glance", "cloud": "member", "clouds_file": "/etc/kvmops-lab/clouds.yaml"}}
+    into: dict[str, t.Any] = {
+        "image_store": {"type": "glance", "cloud": "member", "clouds_file": "/etc/kvmops-lab/clouds.yaml"}
+    }
     # An upload that fails leaves the VM as it was, and nothing else.
     glance.fault("fail", "--on", "upload", "--status", "500")
     play(shelve("shelved", **into)).error()
@@ -379,7 +381,7 @@ def test_what_was_written_since_is_not_lost(lab: Lab, play: Playbook, launch: La
 
 def test_a_store_without_room_leaves_the_vm_as_it_was(lab: Lab, play: Playbook, launch: Launch) -> None:
     near = f"{IMAGES}/store"
-    into = {"image_store": {"path": near}}
+    into: dict[str, t.Any] = {"image_store": {"path": near}}
     vm = small(lab, launch, image(lab, "one", "write -P 1 0 32M", size="64M"), start=True, autostart=True)
     running = lab.sh("kvm1", "virsh domid a")
     lab.fault("kvm1", "fill-disk", "--leave", str(20 * MIB))

@@ -443,7 +443,7 @@ def test_time_and_the_wish_tell_what_is_offloaded_without_a_name(world: World) -
 
 def test_the_store_must_be_the_one_that_has_the_shelf(world: World, tmp_path: Path) -> None:
     world("shelved")
-    other = {"image_store": {"path": str(tmp_path / "other")}}
+    other: dict[str, t.Any] = {"image_store": {"path": str(tmp_path / "other")}}
     for told in (world("offloaded", **other), world("unshelved", **other)):
         assert (told["code"], world.place in told["msg"]) == ("refused", True)
     told = world.task(vm.main, name="web1", state="absent", **other)
@@ -492,7 +492,7 @@ def test_the_power_that_is_asked_for_is_there_afterwards(world: World) -> None:
 
 
 def test_others_leave_a_shelf_alone(world: World) -> None:
-    into = {"image_store": {"path": world.place}}
+    into: dict[str, t.Any] = {"image_store": {"path": world.place}}
     world("shelved")
     told = world.task(vm_snapshot.main, name="web1", image="web1-shelved", state="absent", **into)
     assert not told["changed"]
@@ -503,7 +503,7 @@ def test_others_leave_a_shelf_alone(world: World) -> None:
 
 
 def test_a_shelf_goes_with_its_vm(world: World) -> None:
-    into = {"image_store": {"path": world.place}}
+    into: dict[str, t.Any] = {"image_store": {"path": world.place}}
     world("shelved")
     assert "drop_shelf" in world.task(vm.main, name="web1", state="absent", **into)["vms"][0]["steps"]
     assert (world.kvm.names(), world.shelves()) == ([], [])
@@ -520,7 +520,7 @@ def test_a_shelf_goes_with_its_vm(world: World) -> None:
 
 
 def test_the_lock_of_a_vm_that_no_host_has_is_honoured(world: World) -> None:
-    into = {"image_store": {"path": world.place}}
+    into: dict[str, t.Any] = {"image_store": {"path": world.place}}
     world.kvm.remember(Instance(lock=Lock("then", "audit")))
     assert world("offloaded")["code"] == "locked"
     world("offloaded", override_lock=True)
@@ -551,7 +551,7 @@ def test_vm_info_tells_of_vms_that_no_host_has_when_a_store_is_named(world: Worl
     world.kvm.remember(Instance(launch=LAUNCH), name="web2")
     world("offloaded", name=["web0", "web2"])
     world("shelved")
-    into = {"image_store": {"path": world.place}}
+    into: dict[str, t.Any] = {"image_store": {"path": world.place}}
     told = world.task(vm_info.main, gather=["status"], **into)
     assert [(each["name"], each["status"]) for each in told["vms"]] == [
         ("web0", "SHELVED_OFFLOADED"),
