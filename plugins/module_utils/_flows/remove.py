@@ -23,8 +23,9 @@ from .._model.instance import Mark
 from .._model.power import route
 from .._model.shelf import SHELVED, claim_id
 from .._model.shelve import Record, shelved_mark
+from .._model.unshelve import Began
 from .._task import Context, Subject
-from .shelves import claim_of, demand_store, drop, ids_of, shelf_of
+from .shelves import UNSHELVE, claim_of, demand_store, drop, ids_of, shelf_of, withdraw
 
 SOFT_DELETED = "soft-delete"
 
@@ -63,7 +64,13 @@ def delete(context: Context, vm: Subject) -> Plan:
         name=guest.name,
     )
     directory = removal.own_directory(guest.uuid, seen.instance)
-    images = _on_shelf(context, vm)
+    images, began = _on_shelf(context, vm)
+
+    def drop_shelf() -> dict[str, t.Any]:
+        if began:
+            withdraw(context, guest.uuid, began)
+            remove_files(context.storage, began.made, began.directory)
+        return drop(context, images)
 
     def undefine() -> None:
         if seen.persistent:
@@ -73,7 +80,7 @@ def delete(context: Context, vm: Subject) -> Plan:
     steps = [
         *stop(context, vm),
         Step("remove_disks", lambda: remove_files(context.storage, chosen.remove, directory)),
-        *([Step("drop_shelf", lambda: drop(context, images))] if images else []),
+        *([Step("drop_shelf", drop_shelf)] if images else []),
         Step("undefine", undefine),
     ]
     return Plan(
@@ -86,19 +93,24 @@ def delete(context: Context, vm: Subject) -> Plan:
     )
 
 
-def _on_shelf(context: Context, vm: Subject) -> list[str]:
-    """The images of the shelf of a VM that goes; none of one that has no shelf.
+def _on_shelf(context: Context, vm: Subject) -> tuple[list[str], Began | None]:
+    """The images of the shelf of a VM that goes, and what an unshelving has begun that has not ended; nothing of one
+    that has no shelf.
 
     :raises Busy: Another host brings it back.
     """
     guest, seen, _state = vm.there()
-    mark = shelved_mark(seen.instance.marks)
+    journal, mark = seen.instance.journal, shelved_mark(seen.instance.marks)
+    if journal and journal.action == UNSHELVE and "disks" in journal.data:
+        began = Began.load(journal.data)
+        demand_store(context, began.store, began.place, name=guest.name)
+        return list(began.images), began
     if mark is None:
-        return []
+        return [], None
     record = Record.load(mark)
-    demand_store(context, record, name=guest.name)
+    demand_store(context, record.store, record.place, name=guest.name)
     _see_claim(context, record.set_id, guest.name)
-    return [claim_id(record.set_id), *record.images]
+    return [claim_id(record.set_id), *record.images], None
 
 
 def _see_claim(context: Context, set_id: str, name: str) -> None:

@@ -122,7 +122,7 @@ def offload(context: Context, vm: Subject) -> Plan:
         due = parse_stamp(mark.since) + timedelta(seconds=older_than)
         if due > context.clock.now():
             return Plan(before=before, after=before, figures={"set": record.set_id, "offload_at": stamp(due)})
-    demand_store(context, record, name=guest.name)
+    demand_store(context, record.store, record.place, name=guest.name)
     if state.condition not in ("stopped", "suspended"):
         raise Refused(
             f"VM {guest.name} is shelved, and somebody started it all the same: what it wrote since is not in the"
@@ -190,6 +190,7 @@ def bring_back(context: Context, vm: Subject) -> Plan:
         steps = [Step("take_back", lambda: take_back(context, vm, dead.data))]
     else:
         images = dead.data.get("images", [])
+        demand_store(context, dead.data.get("store", ""), dead.data.get("place", ""), name=guest.name)
         steps = [Step("drop_shelf", lambda: drop(context, images))]
     return Plan(
         before=told(state, rules.set_name(guest.name)),
@@ -224,7 +225,7 @@ class _Returning:
                 hint="Run the task with state: offloaded to finish it, and this one afterwards.",
             )
         demand(UNSHELVE, replace(self.state, running="") if dead else self.state, name=guest.name)
-        demand_store(self.context, record, name=guest.name)
+        demand_store(self.context, record.store, record.place, name=guest.name)
         found = shelf_of(self.context, self.vm)
         self._check_claim()
         name = rules.set_name(guest.name)
@@ -243,7 +244,12 @@ class _Returning:
         steps += [Step("unmark", self.unmark), Step("drop_shelf", self.drop)]
         vm_state = "active" if power == "running" or not off else power
         self.vm.journal = Journal.begin(
-            UNSHELVE, self.context.clock.now(), set=record.set_id, images=self.images, store=record.place
+            UNSHELVE,
+            self.context.clock.now(),
+            set=record.set_id,
+            images=self.images,
+            store=record.store,
+            place=record.place,
         )
         running = {"active": "RUNNING"}.get(vm_state, "SHUTDOWN")
         return Plan(

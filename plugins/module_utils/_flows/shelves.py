@@ -19,12 +19,13 @@ from .._model import instance as memory
 from .._model import shelf, snapshot
 from .._model.instance import Instance
 from .._model.shelf import Shelf
-from .._model.shelve import Record
 from .._model.snapshot import Manifest, Member
 from .._model.status import State, status_of
+from .._model.unshelve import INSTANT, Began
 from .._task import Context, Subject
 
 SHELVE, OFFLOAD, UNSHELVE = "shelve", "shelve_offload", "unshelve"
+_SOCKETS = "/run/kvmops"
 
 
 def shelf_of(context: Context, vm: Subject) -> Shelf | None:
@@ -143,18 +144,19 @@ def claim_of(context: Context, set_id: str) -> shelf.Claim | None:
     return shelf.Claim.load(image.properties.get(shelf.CLAIMED, "")) if image else None
 
 
-def demand_store(context: Context, record: Record, *, name: str) -> None:
-    """See that the task names the store that a VM was shelved into.
+def demand_store(context: Context, kind: str, place: str, *, name: str) -> None:
+    """See that the task names the store that has the shelf of a VM.
 
+    :param kind: Of that store, and ``place`` what tells it from others.
     :raises Refused: It names another one.
     """
-    if record.place != context.store.place:
-        how = f"{{type: glance, …}} for {record.place}" if record.store == "glance" else f"{{path: {record.place}}}"
+    if place != context.store.place:
+        how = f"{{type: glance, …}} for {place}" if kind == "glance" else f"{{path: {place}}}"
         raise Refused(
-            f"VM {name} was shelved into {record.place}, and the task's image store is {context.store.place}.",
+            f"The shelf of VM {name} is in {place}, and the task's image store is {context.store.place}.",
             hint=f"Say image_store: {how}.",
-            store=record.store,
-            place=record.place,
+            store=kind,
+            place=place,
         )
 
 
@@ -176,6 +178,24 @@ def demand_same(context: Context, guest: Guest) -> None:
                     " the other one is renamed or removed.",
                     uuid=each.manifest.vm_uuid,
                 )
+
+
+# ---- read in place
+
+
+def sockets_of(uuid: str) -> str:
+    """The directory for the sockets through which the QEMU of a VM reads images that are not files."""
+    return f"{_SOCKETS}/{uuid}"
+
+
+def withdraw(context: Context, uuid: str, began: Began) -> None:
+    """Let go of the images in the store that a VM was brought back upon. Its QEMU is done with them."""
+    if began.start != INSTANT:
+        return
+    directory = sockets_of(uuid)
+    for image_id in dict.fromkeys(each for piece in began.disks for each in (piece.image, *piece.parents)):
+        context.store.withdraw(Image(image_id, "", "", 0, ""), directory)
+    context.storage.remove_directory(directory)
 
 
 # ---- removing

@@ -19,7 +19,7 @@ from .._core.clock import stamp
 from .._core.errors import Busy, Invalid, LifecycleError, NotFound, Refused, Unreachable, Unsupported
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
-from .._images import Image, NewImage, TextContent, inspect_image
+from .._images import NewImage, TextContent, inspect_image
 from .._libvirt import Base, Below, Definition, Leases, Platform, Restorer, Source, remove_files
 from .._libvirt.files import PART
 from .._libvirt.inventory import Inventory
@@ -34,12 +34,10 @@ from .._model.status import PAUSED, SHUTOFF, SHUTOFF_SHUTDOWN
 from .._model.unshelve import COPIED, INSTANT, Began, Piece
 from .._task import Context, Subject
 from .pulling import Damaged, Pulling
-from .shelves import UNSHELVE, claim_of, drop, ids_of, image_of, read, shelf_of, told
+from .shelves import UNSHELVE, claim_of, drop, ids_of, image_of, read, shelf_of, sockets_of, told, withdraw
 from .sources import from_image
 
 _OFFLOADED = shelf.VM_STATES[shelf.OFFLOADED]
-# Below it a directory a VM, for the sockets through which QEMU reads images that are not files.
-_SOCKETS = "/run/kvmops"
 # Where the kernel shows bridges and network cards.
 _CARDS = "/sys/class/net"
 # Where libvirt keeps the managed save images of qemu:///system.
@@ -633,7 +631,7 @@ class _Work:
         """See that QEMU can read the images that it needs from the store, by identifier."""
         kept, _began = self._demand()
         store = self.context.store
-        directory = self._sockets()
+        directory = sockets_of(self.vm.made().uuid)
         if store.kind != "directory":
             self.restorer.directory(directory)
         exposed: dict[str, Below] = {}
@@ -653,9 +651,6 @@ class _Work:
                     inspect_image(found.path, source.format, source.label)
                 exposed[image_id] = Below(found.kind, found.path, source.format, found.export)
         return exposed
-
-    def _sockets(self) -> str:
-        return f"{_SOCKETS}/{self.vm.made().uuid}"
 
     def copy(self) -> dict[str, t.Any]:
         """Copy the disks, each upon the base that it shares with others again, and the memory."""
@@ -786,12 +781,7 @@ class _Work:
 
     def _withdraw(self, began: Began) -> None:
         """Let go of the images in the store."""
-        if began.start != INSTANT:
-            return
-        directory = self._sockets()
-        for image_id in dict.fromkeys(each for piece in began.disks for each in (piece.image, *piece.parents)):
-            self.context.store.withdraw(Image(image_id, "", "", 0, ""), directory)
-        self.context.storage.remove_directory(directory)
+        withdraw(self.context, self.vm.made().uuid, began)
 
     # ---- taking it back
 

@@ -19,6 +19,7 @@ import pytest
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils import _module
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import NoSpace
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.journal import Journal
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows.copying import Copied, Copier
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import (
     DirectoryStore,
@@ -29,9 +30,16 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import (
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import Guest
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.details import Details
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model import shelf, shelve, snapshot
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import Instance, Launch, Lock, OwnDisk
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import (
+    Instance,
+    Launch,
+    Lock,
+    Mark,
+    OwnDisk,
+)
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.shelf import Claim, Contents, Shelf
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.snapshot import Manifest
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.unshelve import Began, Piece
 from ansible_collections.kvmops.lifecycle.plugins.modules import image, vm, vm_info, vm_power, vm_shelve, vm_snapshot
 from tests.unit.hypervisor import Hypervisor, Task, uuid_of
 
@@ -517,6 +525,27 @@ def test_a_shelf_goes_with_its_vm(world: World) -> None:
     done = world.task.quartet(vm.main, name="web2", state="absent", **into)["vms"][0]
     assert (done["status"], done["steps"]) == ("ABSENT", ["drop_shelf"])
     assert len(world.store.find()) == 1
+
+
+def test_a_vm_that_is_just_brought_back_goes_with_its_shelf(world: World) -> None:
+    into: dict[str, t.Any] = {"image_store": {"path": world.place}}
+    world("offloaded")
+    key = world.claim(world.kvm.host.name)
+    found = world.shelf()
+    world.define("web1")
+    overlay = world.disks / "web1-pulled.qcow2"
+    overlay.write_bytes(b"")
+    disk = found.manifest.members[0]
+    piece = Piece("vda", disk.id, (disk.parent,), str(world.path()), str(overlay), 8 * MIB, 0, "/i")
+    images = (key, *(member.id for member in found.manifest.members))
+    began = Began(found.key, images, "directory", world.place, "instant", "running", (piece,))
+    journal = Journal("unshelve", "then", platform.node(), 1, "pull", began.dump())
+    world.kvm.remember(Instance(marks=(Mark("shelved_offloaded", "then"),), journal=journal))
+    assert world.task(vm.main, name="web1", state="absent")["code"] == "refused"
+    done = world.task.quartet(vm.main, name="web1", state="absent", **into)["vms"][0]
+    assert done["status"] == "ABSENT"
+    assert (world.kvm.names(), world.shelves(), world.store.get(key)) == ([], [], None)
+    assert list(world.disks.iterdir()) == [world.base]
 
 
 def test_the_lock_of_a_vm_that_no_host_has_is_honoured(world: World) -> None:
