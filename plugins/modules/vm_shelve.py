@@ -39,7 +39,7 @@ options:
       - Names or UUIDs of the VMs, also of those that no host has because they are offloaded. Many are handled
         concurrently in one task.
       - Required unless O(state=offloaded). Without it, that is about all VMs of the host that were shelved with
-        O(offload=later).
+        O(offload=later) into O(image_store).
     required: false
   state:
     description:
@@ -281,7 +281,7 @@ vms:
           type: dict
           returned: when it was made
         read_bytes:
-          description: Bytes that were read back from the store and compared.
+          description: Bytes that were read back from the store and compared. A base is read once a task.
           type: int
           returned: when it was offloaded with O(verify=full)
         verify_seconds:
@@ -306,6 +306,10 @@ vms:
           description: When O(older_than) will have passed.
           type: str
           returned: when it has not yet
+        image_store:
+          description: The image store that has the shelf.
+          type: str
+          returned: when it is another one than the task's, and O(name) is not given
         removed_images:
           description: Identifiers of the images that were removed from the store.
           type: list

@@ -122,6 +122,8 @@ def offload(context: Context, vm: Subject) -> Plan:
         due = parse_stamp(mark.since) + timedelta(seconds=older_than)
         if due > context.clock.now():
             return Plan(before=before, after=before, figures={"set": record.set_id, "offload_at": stamp(due)})
+    if context.params["name"] is None and record.place != context.store.place:  # another task's
+        return Plan(before=before, after=before, figures={"set": record.set_id, "image_store": record.place})
     demand_store(context, record.store, record.place, name=guest.name)
     if state.condition not in ("stopped", "suspended"):
         raise Refused(

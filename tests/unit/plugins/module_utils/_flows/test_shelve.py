@@ -456,6 +456,16 @@ def test_the_store_must_be_the_one_that_has_the_shelf(world: World, tmp_path: Pa
         assert (told["code"], world.place in told["msg"]) == ("refused", True)
     told = world.task(vm.main, name="web1", state="absent", **other)
     assert (told["code"], world.place in told["msg"]) == ("refused", True)
+    # Without a name it is not meant.
+    (told,) = world("offloaded", name=None, **other)["vms"]
+    assert (told["changed"], told["figures"]["image_store"]) == (False, world.place)
+
+
+def test_a_base_is_read_back_once_a_task(world: World) -> None:
+    world.define("web2", "web3")
+    told = world("offloaded", name=["web1", "web2", "web3"], concurrency=1)["vms"]
+    first, second, third = (vm["figures"]["read_bytes"] for vm in told)
+    assert (second, third) == (first - world.base.stat().st_size, second)
 
 
 def test_a_vm_that_another_host_took_over_stays_off(world: World) -> None:
