@@ -298,6 +298,11 @@ vms:
           type: list
           elements: str
           returned: when it was offloaded
+        left_files:
+          description: Files in the VM's own directory that are not ours, and were left.
+          type: list
+          elements: str
+          returned: when there are some
         kept_disks:
           description: Files and volumes of the VM that stay on the host, each with the reason.
           type: dict

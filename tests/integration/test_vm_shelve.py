@@ -235,7 +235,7 @@ def test_vms_of_other_tools_are_shelved_and_their_bases_are_kept(lab: Lab, play:
 def test_glance_keeps_shelves_too(lab: Lab, glance: Glance, play: Playbook, launch: Launch) -> None:
     path = image(lab, "one", "write -P 1 0 1M")
     small(lab, launch, path, start=True)
-    place = {"type": "glance", "cloud": "member", "clouds_file": "/etc/kvmops-lab/clouds.yaml"}
+    place = {"type": "glance", "cloud": "member", "clouds_file": lab.vars["lab_clouds"]}
     into: dict[str, t.Any] = {"image_store": place}
     # An upload that fails leaves the VM as it was, and nothing else.
     glance.fault("fail", "--on", "upload", "--status", "500")
