@@ -21,6 +21,7 @@ from .._core.journal import Journal
 from .._core.plan import Plan, Step
 from .._images import FileContent, NewImage, TextContent, inspect_image
 from .._images.base import ACTIVE
+from .._images.nbd import demand_libnbd
 from .._images.rest import Layer
 from .._libvirt import Chains, Leases, Swap, put_instance
 from .._libvirt.details import Details
@@ -185,6 +186,8 @@ class Shelving:
 
     def _look_at_store(self) -> None:
         """Which layers of the disks the store has, and whether it has room for the rest."""
+        if self.chosen.disks:
+            demand_libnbd(f"the disks of VM {self.guest.name}")
         for disk in self.chosen.disks:
             layers = layers_of(self.context, disk, name=self.guest.name)
             if not layers:

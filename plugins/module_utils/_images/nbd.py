@@ -159,6 +159,15 @@ class Export:
             self._handle.poll(int(seconds * 1000))
 
 
+def demand_libnbd(what: str) -> None:
+    """See that disks can be read, before something is done that would have to be taken back.
+
+    :param what: That would be opened.
+    :raises Unsupported: libnbd is missing or too old.
+    """
+    _new_handle(what)
+
+
 def _new_handle(what: str) -> t.Any:
     if nbd is None:
         raise Unsupported(

@@ -20,12 +20,14 @@ import pytest
 from ansible_collections.kvmops.lifecycle.plugins.module_utils import _module
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import NoSpace
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.journal import Journal
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows import shelving
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows.copying import Copied, Copier
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import (
     DirectoryStore,
     FileContent,
     NewImage,
     TextContent,
+    nbd,
 )
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import Guest
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.details import Details
@@ -66,6 +68,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
         self.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
 
     monkeypatch.setattr(Copier, "still", still)
+    monkeypatch.setattr(shelving, "demand_libnbd", lambda _what: None)
     monkeypatch.setattr(Guest, "undefine", undefine)
     monkeypatch.setattr(Details, "job", lambda _self: None)
     monkeypatch.setattr(Details, "block_job", lambda _self, _target: None)
@@ -304,6 +307,15 @@ def test_room_is_looked_for_before_anything_is_touched(world: World, monkeypatch
     assert (told["code"], "1.0 MiB are free" in told["msg"]) == ("no_space", True)
     assert world.kvm.guest().active()
     assert told["vms"][0]["steps"] == []
+
+
+def test_a_machine_that_cannot_read_disks_stops_no_vm(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.kvm.guest().start()
+    monkeypatch.setattr(nbd, "nbd", None)
+    monkeypatch.setattr(shelving, "demand_libnbd", nbd.demand_libnbd)
+    told = world("shelved")
+    assert (told["code"], "python3-libnbd" in told["msg"]) == ("unsupported", True)
+    assert world.kvm.guest().active()
 
 
 def test_what_fails_is_taken_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
