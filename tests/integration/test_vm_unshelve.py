@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import DirectoryStore
-from tests.integration.harness import Lab, Playbook, Result, Task, define, file_disk, task
+from tests.integration.harness import Lab, Playbook, Result, Task, define, file_disk, task, wait_for
 from tests.lab.kvmlab.guest import Guest
 
 Launch = t.Callable[..., Result]
@@ -93,10 +93,14 @@ def definition(lab: Lab, host: str = THERE, name: str = "a") -> ET.Element:
 
 
 def identity(lab: Lab, host: str, name: str = "a") -> str:
-    """A definition, without what we remember."""
+    """A definition, without what we remember, and with its devices in an order: libvirt sorts them when it is defined
+    anew."""
     root = definition(lab, host, name)
     for metadata in root.findall("metadata"):
         root.remove(metadata)
+    devices = root.find("devices")
+    assert devices is not None
+    devices[:] = sorted(devices, key=lambda node: ET.canonicalize(ET.tostring(node), strip_text=True))
     return ET.canonicalize(ET.tostring(root, encoding="unicode"), strip_text=True)
 
 
@@ -207,9 +211,9 @@ def test_a_vm_runs_at_once_where_its_base_has_to_come_as_well(lab: Lab, play: Pl
 # ---- VMs without a system: QEMU runs, and there is nothing to boot
 
 
-def small(lab: Lab, play: Playbook, *, start: bool = True, devices: str = "") -> str:
+def small(lab: Lab, play: Playbook, *, start: bool = True, devices: str = "", data: str = "0 8M") -> str:
     """A VM of another tool, shelved and offloaded; the path of its disk."""
-    path = pattern(lab)
+    path = pattern(lab, data=data)
     define(lab, "a", devices=file_disk(path, "qcow2", "vda") + devices)
     if start:
         lab.sh(HERE, "virsh -q start a")
@@ -279,6 +283,7 @@ virsh -q define /tmp/define.xml; virsh -q start a; sleep 1; virsh -q destroy a""
     lab.sh(HERE, f"printf remembered | dd of={nvram} bs=1 seek=400000 conv=notrunc 2>/dev/null")
     defined = identity(lab, HERE)
     offloaded(play)
+    lab.sh(HERE, f"rm {IMAGES}/a-base.raw")
     clean(lab, HERE)
     play(shelve(power="running", wait_for="running"), host=THERE).ok()
     # While the data come, the guest stops rather than see an error.
@@ -338,8 +343,9 @@ def test_a_task_may_end_when_the_guest_runs_and_another_does_the_rest(lab: Lab, 
 def test_what_a_host_has_not_is_told_before_anything_is_touched(lab: Lab, play: Playbook) -> None:
     nic = (
         "<interface type='network'><mac address='52:54:00:aa:00:01'/><source network='default'/></interface>"
-        "<interface type='bridge'><mac address='52:54:00:aa:00:02'/><source bridge='br0'/></interface>"
+        "<interface type='bridge'><mac address='52:54:00:aa:00:02'/><source bridge='br7'/></interface>"
     )
+    lab.sh(THERE, "ip link add br7 type bridge")
     path = small(lab, play, start=False, devices=nic)
     shelves = sorted(image.id for image in store(lab).find())
     vm_uuid = store(lab).find(properties={"image_type": "shelf"})[0].properties["instance_uuid"]
@@ -366,10 +372,10 @@ def test_what_a_host_has_not_is_told_before_anything_is_touched(lab: Lab, play: 
     told = error("virsh -q net-destroy default", "virsh -q net-start default")
     assert told["code"] == "refused"
     assert "net-start default" in told["msg"]
-    told = error("ip link set br0 down; ip link set br0 name br9", "ip link set br9 name br0; ip link set br0 up")
-    assert (told["code"], told["details"]["bridge"]) == ("not_found", "br0")
     told = error(f"touch {path}", f"rm {path}", power="running")
     assert (told["code"], told["details"]["path"]) == ("refused", path)
+    told = error("ip link del br7", "true")
+    assert (told["code"], told["details"]["bridge"]) == ("not_found", "br7")
 
 
 def test_there_must_be_room(lab: Lab, play: Playbook) -> None:
@@ -383,3 +389,211 @@ def test_there_must_be_room(lab: Lab, play: Playbook) -> None:
     assert told["details"]["needed"] > told["details"]["free"]
     clean(lab)
     whole(lab)
+
+
+# ---- shelves that are damaged
+
+
+def flip(lab: Lab, role: str, offset: int = 3 * MIB) -> str:
+    """Turn a bit of an image in the store over; its file."""
+    (image,) = [each for each in store(lab).find() if each.properties.get("kvmops_role") == role]
+    path = Path(image.where)
+    content = bytearray(path.read_bytes())
+    content[min(offset, len(content) - 1)] ^= 1
+    path.write_bytes(content)
+    return f"{STORE}/{path.name}"
+
+
+@pytest.mark.parametrize("start", ["instant", "copied"])
+def test_a_flipped_bit_is_found_and_the_shelf_stays(lab: Lab, play: Playbook, start: str) -> None:
+    small(lab, play)
+    path = flip(lab, "disk")
+    told = play(shelve(start=start), host=THERE).error()["result"]["vms"][0]
+    assert told["code"] == "invalid"
+    assert path in told["msg"]
+    clean(lab)
+    whole(lab)
+    flip(lab, "disk")
+    play(shelve(start=start), host=THERE).ok()
+    has_its_data(lab)
+
+
+def test_what_a_guest_did_since_an_earlier_task_is_not_thrown_away_for_it(lab: Lab, play: Playbook) -> None:
+    small(lab, play)
+    play(shelve(wait_for="running"), host=THERE).ok()
+    flip(lab, "disk")
+    told = play(shelve(), host=THERE).error()["result"]["vms"][0]
+    assert told["code"] == "invalid"
+    assert lab.state(THERE, "a").startswith("running")
+    assert on_shelf(lab) == ["claim", "disk", "domain"]
+    flip(lab, "disk")
+    play(shelve(), host=THERE).ok()
+
+
+def test_images_that_are_gone_are_named(lab: Lab, play: Playbook) -> None:
+    small(lab, play)
+    kept = store(lab)
+    (base,) = [each for each in kept.find() if each.name.startswith("base-")]
+    lab.sh(THERE, f"mv {STORE}/{base.id}.json {STORE}/{base.id}.gone")
+    told = play(shelve(), host=THERE).error()["result"]["vms"][0]
+    assert base.id in told["msg"]
+    clean(lab)
+    lab.sh(THERE, f"mv {STORE}/{base.id}.gone {STORE}/{base.id}.json")
+    (disk,) = [each for each in kept.find() if each.properties.get("kvmops_role") == "disk"]
+    lab.sh(THERE, f"truncate -s 1M {STORE}/{disk.id}.img")
+    told = play(shelve(), host=THERE).error()["result"]["vms"][0]
+    assert disk.id in told["msg"]
+    clean(lab)
+
+
+# ---- one host wins
+
+
+def test_of_two_hosts_one_wins(lab: Lab, play: Playbook) -> None:
+    small(lab, play)
+    told = play({**shelve(), "ignore_errors": True}, host="all")
+    codes = sorted(result["result"]["vms"][0].get("code", "") for result in told.results)
+    assert codes in (["", "refused"], ["", "not_found"], ["", "busy"]), told.output
+    assert sum(lab.domains(host) == ["a"] for host in (HERE, THERE)) == 1
+    assert on_shelf(lab) == []
+
+
+def test_a_claim_is_honoured_until_it_is_overridden(lab: Lab, play: Playbook) -> None:
+    small(lab, play)
+    play.killed_at("prepare", shelve(), host=THERE)
+    for options in ({}, {"start": "copied"}):
+        told = play(shelve(**options), host=HERE).error()["result"]["vms"][0]
+        assert (told["code"], told["details"]["host"]) == ("refused", THERE)
+    assert lab.domains(HERE) == []
+    (done,) = play(shelve(override_claim=True), host=HERE).ok()["result"]["vms"]
+    assert done["figures"]["overridden_claim"] == THERE
+    has_its_data(lab, host=HERE)
+    assert on_shelf(lab) == []
+
+
+# ---- killed
+
+
+@pytest.mark.parametrize("base", ["here", "away"])
+@pytest.mark.parametrize("step", [*INSTANT, "end"])
+def test_killed_before_any_step_the_same_task_finishes_it(lab: Lab, play: Playbook, step: str, base: str) -> None:
+    if base == "here" and step not in ("prepare", "start", "pull", "settle"):
+        pytest.skip("it is the same")
+    small(lab, play)
+    if base == "here":
+        lab.sh(THERE, f"mkdir -p {IMAGES}/_base")
+        play(shelve(start="copied"), host=THERE).ok()
+        play(shelve("offloaded", force=True), host=THERE).ok()
+    play.killed_at(step, shelve(), host=THERE)
+    (done,) = play(shelve(), host=THERE).ok()["result"]["vms"]
+    assert (done["status"], done["power_state"]) == ("ACTIVE", "RUNNING")
+    assert on_shelf(lab) == []
+    assert lab.files(THERE) == [f"{IMAGES}/a.qcow2"]
+    assert lab.sh(THERE, "ls /run/kvmops").split() == ["ready"]
+    has_its_data(lab)
+    assert not play(shelve(), host=THERE).ok()["result"]["changed"]
+    assert "backingStore" not in lab.sh(THERE, "virsh dumpxml --inactive a")
+
+
+@pytest.mark.parametrize("step", COPIED[1:3])
+def test_killed_while_it_is_copied_the_same_task_finishes_it(lab: Lab, play: Playbook, step: str) -> None:
+    small(lab, play)
+    play.killed_at(step, shelve(start="copied"), host=THERE)
+    (done,) = play(shelve(start="copied"), host=THERE).ok()["result"]["vms"]
+    assert done["status"] == "ACTIVE"
+    assert on_shelf(lab) == []
+    has_its_data(lab)
+
+
+def test_what_cannot_be_started_is_taken_back(lab: Lab, play: Playbook) -> None:
+    small(lab, play)
+    # A device that is not there when QEMU wants it.
+    script = 'virsh dumpxml --inactive a > /tmp/x.xml; sed -i \'s#</devices>#<hostdev mode="subsystem" type="pci"><source><address domain="0" bus="0xff" slot="0" function="0"/></source></hostdev></devices>#\' /tmp/x.xml; virsh -q define /tmp/x.xml'
+    played = play.disturbed_at("start", script, shelve(), host=THERE)
+    assert played.error()["result"]["vms"][0]["status"] == "SHELVED_OFFLOADED"
+    clean(lab)
+    whole(lab)
+    play(shelve(), host=THERE).ok()
+    has_its_data(lab)
+
+
+# ---- what happens while the data come
+
+
+def slow(lab: Lab, play: Playbook, launch: Launch) -> tuple[Guest, str, int]:
+    """A guest with data that come at one MiB a second, on its shelf: the guest, the hash of the data, its counter."""
+    known(lab, launch)
+    launch("a")
+    guest = lab.booted(HERE, "a")
+    data = fill(guest, 24)
+    before = guest.wait_counter()
+    offloaded(play, force=True)
+    return moved(guest), data, before
+
+
+def pulling(lab: Lab) -> bool:
+    """Whether a pull is under way."""
+    return "Block Pull" in lab.sh(THERE, "virsh blockjob a vda", check=False)
+
+
+def test_the_module_and_libvirtd_and_qemu_are_killed_in_a_pull(lab: Lab, play: Playbook, launch: Launch) -> None:
+    guest, data, before = slow(lab, play, launch)
+    with play.running([shelve(bandwidth=1)], host=THERE):
+        wait_for(lambda: pulling(lab))
+        told = play(task("vm_info", name="a"), host=THERE).ok()["result"]["vms"][0]
+        assert told["operation"]["action"] == "unshelve"
+        assert "vda" in told["operation"]["progress"]["disks"]
+        lab.kill_module(THERE, signal.SIGKILL)
+    assert pulling(lab)
+    guest.wait_up()
+    before = guest.wait_counter()
+    # QEMU dies with half of the data: what the guest wrote meanwhile is there.
+    lab.sh(THERE, "pkill -9 qemu")
+    wait_for(lambda: lab.state(THERE, "a").startswith("shut off"))
+    with play.running([shelve(bandwidth=1)], host=THERE) as run:
+        wait_for(lambda: pulling(lab))
+        lab.fault(THERE, "kill-libvirtd")
+        time.sleep(1)
+        lab.fault(THERE, "start-libvirtd")
+        wait_for(lambda: run.poll() is not None, 120)
+        assert run.returncode == 0
+    counted(guest, before, boots=2)
+    assert blob(guest) == data
+    assert on_shelf(lab) == []
+
+
+def test_the_host_loses_its_power_in_a_pull(lab: Lab, play: Playbook, launch: Launch) -> None:
+    guest, data, before = slow(lab, play, launch)
+    with play.running([shelve(bandwidth=1)], host=THERE):
+        wait_for(lambda: pulling(lab))
+        guest.wait_up()
+        before = guest.wait_counter()
+        lab.fault(THERE, "power-off")
+    lab.fault(THERE, "boot")
+    play(shelve(), host=THERE).ok()
+    counted(guest, before, boots=2)
+    assert blob(guest) == data
+
+
+def test_a_guest_that_shuts_down_in_a_pull_is_off_with_all_its_data(lab: Lab, play: Playbook, launch: Launch) -> None:
+    guest, data, before = slow(lab, play, launch)
+    play(shelve(bandwidth=1, wait_for="running"), host=THERE).ok()
+    guest.wait_up()
+    guest.virsh("shutdown", "a")
+    wait_for(lambda: lab.state(THERE, "a").startswith("shut off"))
+    (done,) = play(shelve(), host=THERE).ok()["result"]["vms"]
+    assert (done["status"], done["power_state"]) == ("SHUTOFF", "SHUTDOWN")
+    assert on_shelf(lab) == []
+    play(task("vm_power", name="a", state="running"), host=THERE).ok()
+    counted(guest, before, boots=2)
+    assert blob(guest) == data
+
+
+def test_a_pull_that_is_not_done_in_time_goes_on(lab: Lab, play: Playbook) -> None:
+    small(lab, play, data="0 30M")
+    told = play(shelve(bandwidth=1, wait_timeout=2), host=THERE).error()["result"]["vms"][0]
+    assert told["code"] == "timed_out"
+    assert told["task_state"] == "unshelving"
+    assert pulling(lab)
+    play(shelve(), host=THERE).ok()
+    has_its_data(lab)
