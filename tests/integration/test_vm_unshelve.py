@@ -8,6 +8,8 @@ and hosts that fail while the data come. The guest's counter proves that no writ
 from __future__ import annotations
 
 import json
+import signal
+import time
 import typing as t
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -507,8 +509,12 @@ def test_killed_while_it_is_copied_the_same_task_finishes_it(lab: Lab, play: Pla
 
 def test_what_cannot_be_started_is_taken_back(lab: Lab, play: Playbook) -> None:
     small(lab, play)
-    # A device that is not there when QEMU wants it.
-    script = 'virsh dumpxml --inactive a > /tmp/x.xml; sed -i \'s#</devices>#<hostdev mode="subsystem" type="pci"><source><address domain="0" bus="0xff" slot="0" function="0"/></source></hostdev></devices>#\' /tmp/x.xml; virsh -q define /tmp/x.xml'
+    # A file that is not there when QEMU wants it.
+    missing = "<disk type='file' device='disk'><source file='/nowhere'/><target dev='vdz' bus='virtio'/></disk>"
+    script = (
+        f'virsh dumpxml --inactive a > /tmp/x.xml; sed -i "s#</devices>#{missing}</devices>#" /tmp/x.xml;'
+        " virsh -q define /tmp/x.xml"
+    )
     played = play.disturbed_at("start", script, shelve(), host=THERE)
     assert played.error()["result"]["vms"][0]["status"] == "SHELVED_OFFLOADED"
     clean(lab)

@@ -182,6 +182,8 @@ class Pulling:
 
     def _look(self, guest: Guest) -> bool:
         pull = Pull(guest)
+        # In this order: a job that ends between the two looks has not failed.
+        jobs = {piece.target: pull.job(piece.target) for piece in self.began.disks}
         disks = pull.disks()
         told: Figures = {}
         done = True
@@ -194,7 +196,7 @@ class Pulling:
             if ahead == DONE:
                 continue
             done = False
-            job = pull.job(piece.target)
+            job = jobs[piece.target]
             if job is not None:
                 told[piece.target] = _percent(job)
                 self._tend(pull, piece, job, ahead)

@@ -19,7 +19,8 @@ from .._core.clock import stamp
 from .._core.errors import Busy, Invalid, LifecycleError, NotFound, Refused, Unreachable, Unsupported
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
-from .._images import NewImage, TextContent, inspect_image
+from .._images import Image, NewImage, TextContent, inspect_image
+from .._images.base import ACTIVE
 from .._libvirt import Base, Below, Definition, Leases, Platform, Restorer, Source, remove_files
 from .._libvirt.files import PART
 from .._libvirt.inventory import Inventory
@@ -268,7 +269,8 @@ class _Work:
     def _missing(self) -> LifecycleError:
         """Why there is no shelf that is whole."""
         store, name = self.context.store, self.vm.name
-        for manifest in snapshot.manifests(store.find(properties={"image_type": shelf.KIND})):
+        images = store.find(properties={"image_type": shelf.KIND})
+        for manifest in snapshot.manifests(images):
             if name not in (manifest.vm, manifest.vm_uuid):
                 continue
             for member in manifest.members:
@@ -277,9 +279,36 @@ class _Work:
                 except LifecycleError as exc:
                     exc.hint = f"So the shelf of VM {manifest.vm} is not whole. {exc.hint}".rstrip()
                     return exc
+        for image in images:
+            if image.properties.get(snapshot.ROLE) == shelf.DOMAIN and image.properties.get(snapshot.SET):
+                lost = self._headless(image)
+                if lost is not None:
+                    return lost
         return NotFound(
             f"There is no VM {name!r} on {self.context.host.name}, and no shelf of one in {store.place}.",
             hint="vm_info with image_store tells which VMs are shelved there.",
+        )
+
+    def _headless(self, image: Image) -> LifecycleError | None:
+        """What is wrong with a shelf whose first image, which tells what is in it, is not whole.
+
+        :param image: The definition in it.
+        """
+        store, name = self.context.store, self.vm.name
+        with store.open(image) as content:
+            domain = Definition(b"".join(bytes(block) for block in content)).domain
+        if name not in (domain.name, domain.uuid):
+            return None
+        where = []
+        for disk in domain.disks:
+            image_id = snapshot.image_id(image.properties[snapshot.SET], "disk", disk.target)
+            found = store.get(image_id)
+            if found is None or found.status != ACTIVE:
+                where.append(f"{disk.target} ({found.where if found else image_id})")
+        return Invalid(
+            f"The shelf of VM {domain.name} in {store.place} is not whole: damaged or gone is its image of"
+            f" {', '.join(where) or 'its first disk'}.",
+            hint="Bring it back from a copy of the store.",
         )
 
     def _see_offloaded(self, found: Shelf) -> None:
