@@ -21,13 +21,14 @@ from .._core.journal import Journal
 from .._core.plan import Plan, Step
 from .._images import Image, NewImage, TextContent, inspect_image
 from .._images.base import ACTIVE
-from .._libvirt import Base, Below, Definition, Leases, Platform, Restorer, Source, remove_files
+from .._libvirt import Base, Below, Chains, Definition, Leases, Platform, Restorer, Source, remove_files
 from .._libvirt.files import PART
 from .._libvirt.inventory import Inventory
 from .._model import names, removal, shelf, snapshot
 from .._model import unshelve as model
 from .._model.actions import demand
 from .._model.domain import Domain
+from .._model.domain import Image as DiskImage
 from .._model.instance import Instance, Mark, OwnDisk
 from .._model.shelf import Claim, Contents, Shelf
 from .._model.snapshot import Member
@@ -801,8 +802,18 @@ class _Work:
         for piece in began.disks:
             if piece.overlay != piece.path:
                 self.context.storage.remove(piece.overlay)
-        guest.remember(guest.recall().unmarked(_OFFLOADED))
+        guest.remember(self._based(guest.recall().unmarked(_OFFLOADED)))
         return {"disk_bytes": {piece.target: os.stat(piece.path).st_blocks * 512 for piece in began.disks}}
+
+    def _based(self, instance: Instance) -> Instance:
+        """With the base that the root disk lies upon now, which may be in another cache than before."""
+        root = next((disk.path for disk in instance.disks if disk.role == "root"), "")
+        layers = Chains(self.context.host).below(DiskImage("file", root, "qcow2")).layers if root else ()
+        base = self.context.storage.base_facts(layers[1].image.source) if len(layers) > 1 else None
+        if instance.launch is None or base is None:
+            return instance
+        launch = replace(instance.launch, base=base.path, base_format=base.format, base_sha256=base.sha256)
+        return replace(instance, launch=launch)
 
     def drop(self) -> dict[str, t.Any]:
         """Remove the shelf: the VM has all that was in it."""
