@@ -123,8 +123,12 @@ def shelve_rows(found: Table) -> t.Iterator[str]:
     size = median(found, "changes, nova, size")
     for kind in FROM["changes"]:
         key = f"changes, {kind}, shelve"
-        for said, what in (("vm_shelve (s)", "seconds"), ("the process with its start-up (s)", "process")):
-            ours = median(found, f"{key}, {what}")
+        login = median(found, "changes, upload, login") if kind == "glance" else 0
+        for said, what, left_out in (
+            ("vm_shelve (s)", "seconds", login),
+            ("the process with its start-up (s)", "process", 0),
+        ):
+            ours = median(found, f"{key}, {what}") - left_out
             ways = (nova_seconds(found, kind, hashed=True), nova_seconds(found, kind, hashed=False))
             yield row(kind, said, ours, *ways, ratio(ways[0], ours), ratio(ways[1], ours), "at least 10")
         ours = median(found, f"{key}, size")
@@ -210,7 +214,9 @@ start a VM with it; there is no start of Python in that, and nothing is hashed, 
 
 A stopped VM whose disk of 4 GiB has {changes} MiB of its own above {four} MiB in a base that is in the store. Nova's
 way is to convert the disk into one flat image in a temporary file, and to copy that into the store, with fsync, or to
-upload it, without the login; *hashed* is the same with hashing it (sha256).
+upload it; *hashed* is the same with hashing it (sha256). *vm_shelve* is what the module tells (`seconds`), *process*
+all of its process on the host. Where it is not the process, the import of openstacksdk and the login are left out, on
+both sides ({login:.3g} s).
 
 | store | | shelf | Nova's, hashed | Nova's | ratio | ratio | wanted |
 |---|---|---|---|---|---|---|---|
@@ -252,6 +258,7 @@ def write(bench: Bench, sizes: Sizes, found: Table) -> str:
         startup=median(found, "start-up, process"),
         larger=ratio(running(found, "sixteen, directory"), running(found, "four, directory")),
         flat=median(found, "changes, nova, size"),
+        login=median(found, "changes, upload, login"),
         starts="\n".join(start_rows(found)),
         classics="\n".join(classic_rows(found)),
         shelves="\n".join(shelve_rows(found)),
