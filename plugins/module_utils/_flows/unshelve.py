@@ -21,7 +21,7 @@ from .._core.journal import Journal
 from .._core.plan import Plan, Step
 from .._images import Image, NewImage, TextContent, inspect_image
 from .._images.base import ACTIVE
-from .._libvirt import Base, Below, Chains, Definition, Leases, Platform, Restorer, Source, remove_files
+from .._libvirt import Backup, Base, Below, Chains, Definition, Leases, Platform, Restorer, Source, remove_files
 from .._libvirt.files import PART
 from .._libvirt.inventory import Inventory
 from .._model import names, removal, shelf, snapshot
@@ -32,7 +32,7 @@ from .._model.domain import Image as DiskImage
 from .._model.instance import Instance, Mark, OwnDisk
 from .._model.shelf import Claim, Contents, Shelf
 from .._model.snapshot import Member
-from .._model.status import PAUSED, SHUTOFF, SHUTOFF_SHUTDOWN
+from .._model.status import BLOCKED, PAUSED, RUNNING, SHUTOFF, SHUTOFF_SHUTDOWN
 from .._model.unshelve import COPIED, INSTANT, Began, Piece
 from .._task import Context, Subject
 from .pulling import Damaged, Pulling
@@ -791,8 +791,7 @@ class _Work:
     def settle(self) -> dict[str, t.Any]:
         """Let the VM be as before: its disks are its files, and nothing of it is said to be in the store."""
         began, guest = self._demand_began(), self.vm.made()
-        if began.power == "down":
-            guest.power_off()
+        figures = self._write_out(began)
         definition = Definition(guest.text(inactive=True, secure=True))
         for piece in began.disks:
             definition.settle(piece.target, piece.path, piece.policies)
@@ -803,7 +802,28 @@ class _Work:
             if piece.overlay != piece.path:
                 self.context.storage.remove(piece.overlay)
         guest.remember(self._based(guest.recall().unmarked(_OFFLOADED)))
-        return {"disk_bytes": {piece.target: os.stat(piece.path).st_blocks * 512 for piece in began.disks}}
+        return {**figures, "disk_bytes": {piece.target: os.stat(piece.path).st_blocks * 512 for piece in began.disks}}
+
+    def _write_out(self, began: Began) -> dict[str, t.Any]:
+        """See that what QEMU has pulled is on the disk before the shelf goes. It writes out its tables when its CPUs
+        are stopped, and not at the end of a pull.
+
+        :raises Refused: The guest is stopped already, and not by us.
+        """
+        guest = self.vm.made()
+        if began.power == "down":
+            guest.power_off()
+        if began.start != INSTANT or not guest.active():
+            return {}
+        if guest.state()[0] not in (RUNNING, BLOCKED):
+            raise Refused(
+                f"The guest of VM {guest.name} stands still, so QEMU does not write out what it knows of its disks, and"
+                " the shelf cannot go yet.",
+                hint="Let it run (virsh resume, or dompmwakeup), and run the task again.",
+            )
+        with Backup(guest, self.context.clock).held(quiesce="never", pause=True, timeout=0) as held:
+            pass
+        return {"held_milliseconds": held.milliseconds}
 
     def _based(self, instance: Instance) -> Instance:
         """With the base that the root disk lies upon now, which may be in another cache than before."""

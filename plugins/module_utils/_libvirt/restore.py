@@ -83,6 +83,7 @@ class Restorer:
                 take_in(source, file, part, base)
                 os.fsync(file.fileno())
             os.rename(part, path)
+            _flush(os.path.dirname(path))
 
     def write(self, path: str, blocks: t.Iterable[bytes | bytearray | memoryview]) -> None:
         """Write a file for our eyes, as large as it may be."""
@@ -96,3 +97,12 @@ class Restorer:
                 file.flush()
                 os.fsync(file.fileno())
             os.rename(part, path)
+
+
+def _flush(directory: str) -> None:
+    """See that the names in a directory are on the disk."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
