@@ -206,6 +206,7 @@ class Playbook:
             "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback_plugins"),
             "ANSIBLE_CALLBACKS_ENABLED": "results",
             "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_PIPELINING": "1",  # a third faster; demo and molecule do without
             "KVMOPS_RESULTS": str(results),
         }
         playbook = Path(sys.executable).parent / "ansible-playbook"

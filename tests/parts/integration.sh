@@ -8,11 +8,11 @@ set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 cd "$REPO" || exit 1
 
-# Two at a time, each with a lab of its own: a test waits for guests as much as it works.
-pytest tests/integration -q -n 2 --dist loadfile
+# Three at a time, each with a lab of its own: a test waits for guests as much as it works.
+pytest tests/integration -q -n 3 --dist loadfile
 result=$?
 # A worker that was killed has left its lab.
-for worker in 0 1; do
+for worker in 0 1 2; do
     KVMOPS_LAB=${KVMOPS_LAB:-lab}-gw$worker "$REPO/tests/lab/lab" down >/dev/null || result=1
 done
 exit "$result"
