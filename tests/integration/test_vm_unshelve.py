@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import DirectoryStore
-from tests.integration.harness import Lab, Playbook, Result, Task, define, file_disk, task, wait_for
+from tests.integration.harness import Glance, Lab, Playbook, Result, Task, define, file_disk, task, wait_for
 from tests.lab.kvmlab.guest import Guest
 
 Launch = t.Callable[..., Result]
@@ -539,7 +539,7 @@ def slow(lab: Lab, play: Playbook, launch: Launch) -> tuple[Guest, str, int]:
 
 def pulling(lab: Lab) -> bool:
     """Whether a pull is under way."""
-    return "Block Pull" in lab.sh(THERE, "virsh blockjob a vda", check=False)
+    return "Block Pull" in lab.sh(THERE, "virsh blockjob a vda 2>&1", check=False)
 
 
 def test_the_module_and_libvirtd_and_qemu_are_killed_in_a_pull(lab: Lab, play: Playbook, launch: Launch) -> None:
@@ -603,3 +603,72 @@ def test_a_pull_that_is_not_done_in_time_goes_on(lab: Lab, play: Playbook) -> No
     assert pulling(lab)
     play(shelve(), host=THERE).ok()
     has_its_data(lab)
+
+
+# ---- out of Glance
+
+
+@pytest.fixture
+def cloud(glance: Glance, lab: Lab) -> dict[str, t.Any]:
+    """The option for a Glance that is well and empty."""
+    assert glance.images() == []
+    return {"image_store": {"type": "glance", "cloud": "member", "clouds_file": lab.vars["lab_clouds"]}}
+
+
+def bridges(lab: Lab) -> list[str]:
+    """The processes through which QEMU reads images in Glance."""
+    return lab.sh(THERE, "pgrep -x nbdkit || true").split()
+
+
+def test_a_vm_runs_at_once_out_of_glance_whatever_glance_does(
+    lab: Lab, play: Playbook, launch: Launch, glance: Glance, cloud: dict[str, t.Any]
+) -> None:
+    launch("a")
+    guest = lab.booted(HERE, "a")
+    data, before = fill(guest, 24), guest.wait_counter()
+    play(shelve("offloaded", force=True, **cloud), host=HERE).ok()
+    clean(lab, HERE)
+    with play.running([shelve(bandwidth=2, **cloud)], host=THERE) as run:
+        wait_for(lambda: lab.domains(THERE) == ["a"] and pulling(lab))
+        moved(guest).wait_up()
+        for fault in (("expire",), ("reset", "--on", "download", "--times", "3"), ("kill",)):
+            glance.fault(*fault)
+            time.sleep(2)
+        assert lab.state(THERE, "a").startswith("running")
+        glance.fault("start")
+        glance.heal()
+        wait_for(lambda: run.poll() is not None, 240)
+        assert run.returncode == 0
+    counted(guest, before)
+    assert blob(guest) == data
+    assert bridges(lab) == []
+    assert lab.sh(THERE, "ls /run/kvmops").split() == ["ready"]
+    # The base that was put there stays, as an image like others.
+    assert [image["name"].startswith("base-") for image in glance.images()] == [True]
+
+
+def test_a_run_that_died_finds_its_bridges_again_or_makes_others(
+    lab: Lab, play: Playbook, glance: Glance, cloud: dict[str, t.Any]
+) -> None:
+    path = pattern(lab, data="0 30M")
+    define(lab, "a", devices=file_disk(path, "qcow2", "vda"))
+    lab.sh(HERE, "virsh -q start a")
+    play(shelve("offloaded", force=True, **cloud), host=HERE).ok()
+    play(shelve(wait_for="running", bandwidth=1, **cloud), host=THERE).ok()
+    assert len(bridges(lab)) == 2
+    # Those who serve it die: the guest stands still or the pull fails, until somebody looks after it.
+    lab.sh(THERE, "kill -9 " + " ".join(bridges(lab)))
+    wait_for(lambda: not pulling(lab))
+    (done,) = play(shelve(**cloud), host=THERE).ok()["result"]["vms"]
+    assert done["status"] == "ACTIVE"
+    assert bridges(lab) == []
+    has_its_data(lab)
+    # Damage is found here, too.
+    play(shelve("offloaded", force=True, **cloud), host=THERE).ok()
+    glance.fault("corrupt", "--after", "1M", "--times", "1")
+    told = play(shelve(start="copied", **cloud), host=HERE).error()["result"]["vms"][0]
+    assert "damaged" in told["msg"]
+    assert lab.domains(HERE) == []
+    glance.heal()
+    play(shelve(start="copied", **cloud), host=HERE).ok()
+    has_its_data(lab, host=HERE)
