@@ -12,7 +12,7 @@ from dataclasses import asdict
 import pytest
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import DirectoryStore, NewImage, TextContent
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._model import shelf
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._model import shelf, snapshot
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.shelf import Claim, Shelf
 from tests.integration.harness import Glance, Lab, Playbook, Result, Task, define, file_disk, task
 from tests.integration.test_vm_rebuild import disks, image, own_files, small, stored
@@ -265,17 +265,18 @@ def test_shelving_that_was_killed_is_finished_by_the_same_task(
 ) -> None:
     small(lab, launch, image(lab, "one", "write -P 1 0 1M"), start=True, autostart=True)
     play.killed_at(step, shelve("shelved"))
-    (told,) = play(task("vm_info", name="a")).ok()["result"]["vms"]
-    assert told["task_state"] == "shelving"
-    done, again = (each["result"] for each in play([shelve("shelved")] * 2).results)
+    look = task("vm_info", name="a", gather=["status"], image_store={"path": STORE})
+    played = play([look, shelve("shelved"), shelve("shelved"), look, shelve("unshelved"), look])
+    assert played.returncode == 0, played.output
+    dead, done, again, shelved, back, after = (each["result"] for each in played.results)
+    assert dead["vms"][0]["task_state"] == "shelving"
     assert (done["changed"], again["changed"]) == (True, False)
     assert done["vms"][0]["status"] == "SHELVED"
-    (found,) = shelves(lab)
-    assert (found.contents.power, found.contents.autostart) == ("running", True)
-    assert len(store(lab).find()) == 3  # with the base, and nothing of the dead run
-    (back,) = play(shelve("unshelved")).ok()["result"]["vms"]
-    assert (back["status"], power(lab)) == ("ACTIVE", "running")
-    assert play(task("vm_info", name="a")).ok()["result"]["vms"][0]["autostart"]
+    assert (shelved["vms"][0]["shelf"]["power_before"], shelved["vms"][0]["shelf"]["images"]) == ("running", 2)
+    assert (back["vms"][0]["status"], power(lab)) == ("ACTIVE", "running")
+    assert after["vms"][0]["autostart"]
+    # Nothing of the dead run is left.
+    assert [name.split("-")[0] for name in base_only(lab)] == ["base"]
 
 
 @pytest.mark.parametrize("step", ["copy_disks", "complete", "mark"])
@@ -391,10 +392,11 @@ def test_a_store_without_room_leaves_the_vm_as_it_was(lab: Lab, play: Playbook, 
     finally:
         lab.fault("kvm1", "empty-disk")
     # Somebody else fills it meanwhile.
-    fill = f"fallocate -l $(($(stat -f -c '%a*%S' {IMAGES})-{MIB})) {IMAGES}/other"
+    most = f"fallocate -l $(($(stat -f -c '%f*%S' {IMAGES})-{4 * MIB})) {IMAGES}/other"
+    fill = f"{most}; dd if=/dev/zero of={IMAGES}/rest bs=4k 2>/dev/null; true"
     error = play.disturbed_at("copy_disks", fill, shelve("shelved", **into)).error()["result"]
     assert (error["code"], "is not shelved, and runs" in error["msg"]) == ("no_space", True), error["msg"]
-    lab.sh("kvm1", f"rm {IMAGES}/other")
+    lab.sh("kvm1", f"rm -f {IMAGES}/other {IMAGES}/rest")
     (told,) = play(task("vm_info", name="a")).ok()["result"]["vms"]
     assert (told["status"], told["task_state"], told["autostart"]) == ("ACTIVE", "", True)
     assert [each.properties.get("image_type") for each in store(lab, near).find()] == [None]
@@ -462,7 +464,8 @@ def test_a_shelf_goes_with_its_vm(lab: Lab, play: Playbook, launch: Launch) -> N
     # Another host brings it back.
     (found,) = shelves(lab)
     claim = Claim("kvm9", "2026-01-01T00:00:00Z")
-    new = NewImage(shelf.claim_id(found.key), "claim", "raw", {shelf.CLAIMED: claim.dump()})
+    told = {"image_type": shelf.KIND, snapshot.SET: found.key, shelf.CLAIMED: claim.dump()}
+    new = NewImage(shelf.claim_id(found.key), "claim", "raw", told)
     store(lab).put(new, TextContent(claim.dump().encode()))
     (error,) = play.errors([gone])
     assert (error["code"], "kvm9" in error["msg"]) == ("busy", True)

@@ -28,7 +28,7 @@ from .._model.shelf import Shelf
 from .._model.statistics import answered, figures, sizes
 from .._model.status import Observation
 from .._task import Context
-from .shelves import claim_of, kept
+from .shelves import kept
 
 Result = dict[str, t.Any]
 Addresses = dict[str, list[Address]]
@@ -90,13 +90,11 @@ class Inquiry:
         self.flagged: dict[str, frozenset[str]] = {}
         self.leases: Addresses = {}
         self.table: Addresses | None = None
-        self.shelves = self._shelves() if shelved else {}
-
-    def _shelves(self) -> dict[str, Shelf]:
-        """The shelves in the image store, by the UUIDs of their VMs; of several the newest."""
-        images = self.context.store.find(properties={"image_type": shelf.KIND})
+        images = context.store.find(properties={"image_type": shelf.KIND}) if shelved else []
+        self.claims = shelf.claims(images)
+        # By the UUIDs of their VMs; of several the newest.
         found = sorted(shelf.shelves(images), key=lambda each: each.manifest.at)
-        return {each.manifest.vm_uuid: each for each in found}
+        self.shelves = {each.manifest.vm_uuid: each for each in found}
 
     def tell(self, names: t.Sequence[str] | None, statuses: t.Sequence[str] | None) -> Result:
         """The answer.
@@ -156,7 +154,7 @@ class Inquiry:
             "uuid": seen.uuid,
             "host": "",
             **info.tell_status(seen, Traits(autostart=found.contents.autostart)),
-            "shelf": info.tell_shelf(Instance(), "", found, claim_of(self.context, found.key)),
+            "shelf": info.tell_shelf(Instance(), "", found, self.claims.get(found.key)),
             "job": None,
             "problems": [],
         }
@@ -349,7 +347,7 @@ class Inquiry:
 
     def _tell_shelf(self, sight: Sight) -> Result | None:
         found = self.shelves.get(sight.guest.uuid)
-        claim = claim_of(self.context, found.key) if found else None
+        claim = self.claims.get(found.key) if found else None
         return info.tell_shelf(sight.seen.instance, self.host.name, found, claim)
 
     @staticmethod

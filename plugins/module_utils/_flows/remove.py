@@ -21,7 +21,7 @@ from .._model.actions import demand
 from .._model.domain import read_domain
 from .._model.instance import Mark
 from .._model.power import route
-from .._model.shelf import SHELVED, claim_id
+from .._model.shelf import SHELVED
 from .._model.shelve import Record, shelved_mark
 from .._model.unshelve import Began
 from .._task import Context, Subject
@@ -64,13 +64,13 @@ def delete(context: Context, vm: Subject) -> Plan:
         name=guest.name,
     )
     directory = removal.own_directory(guest.uuid, seen.instance)
-    images, began = _on_shelf(context, vm)
+    images, set_id, began = _on_shelf(context, vm)
 
     def drop_shelf() -> dict[str, t.Any]:
         if began:
             withdraw(context, guest.uuid, began)
             remove_files(context.storage, began.made, began.directory)
-        return drop(context, images)
+        return drop(context, images, set_id)
 
     def undefine() -> None:
         if seen.persistent:
@@ -93,9 +93,9 @@ def delete(context: Context, vm: Subject) -> Plan:
     )
 
 
-def _on_shelf(context: Context, vm: Subject) -> tuple[list[str], Began | None]:
-    """The images of the shelf of a VM that goes, and what an unshelving has begun that has not ended; nothing of one
-    that has no shelf.
+def _on_shelf(context: Context, vm: Subject) -> tuple[list[str], str, Began | None]:
+    """The images of the shelf of a VM that goes, its identifier, and what an unshelving has begun that has not ended;
+    nothing of one that has no shelf.
 
     :raises Busy: Another host brings it back.
     """
@@ -104,13 +104,13 @@ def _on_shelf(context: Context, vm: Subject) -> tuple[list[str], Began | None]:
     if journal and journal.action == UNSHELVE and "disks" in journal.data:
         began = Began.load(journal.data)
         demand_store(context, began.store, began.place, name=guest.name)
-        return list(began.images), began
+        return list(began.images), began.set_id, began
     if mark is None:
-        return [], None
+        return [], "", None
     record = Record.load(mark)
     demand_store(context, record.store, record.place, name=guest.name)
     _see_claim(context, record.set_id, guest.name)
-    return [claim_id(record.set_id), *record.images], None
+    return list(record.images), record.set_id, None
 
 
 def _see_claim(context: Context, set_id: str, name: str) -> None:
@@ -145,7 +145,7 @@ def discard(context: Context, vm: Subject) -> Plan:
     _see_claim(context, found.key, name)
 
     def drop_shelf() -> dict[str, t.Any]:
-        figures = drop(context, ids_of(found.manifest))
+        figures = drop(context, ids_of(found.manifest), found.key)
         vm.absent = "ABSENT"
         return figures
 

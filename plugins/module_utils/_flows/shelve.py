@@ -54,11 +54,12 @@ def offloading(context: Context) -> list[str]:
     """The UUIDs of VMs that were shelved here and are not here any more, without their shelves saying so."""
     if context.params["state"] != "offloaded":
         return []
-    found = shelf.shelves(context.store.find(properties={"image_type": shelf.KIND}))
+    images = context.store.find(properties={"image_type": shelf.KIND})
+    claims = shelf.claims(images)
     return [
         each.manifest.vm_uuid
-        for each in found
-        if each.state == shelf.SHELVED and each.contents.host == context.host.name and not claim_of(context, each.key)
+        for each in shelf.shelves(images)
+        if each.state == shelf.SHELVED and each.contents.host == context.host.name and each.key not in claims
     ]
 
 
@@ -193,7 +194,7 @@ def bring_back(context: Context, vm: Subject) -> Plan:
     else:
         images = dead.data.get("images", [])
         demand_store(context, dead.data.get("store", ""), dead.data.get("place", ""), name=guest.name)
-        steps = [Step("drop_shelf", lambda: drop(context, images))]
+        steps = [Step("drop_shelf", lambda: drop(context, images, dead.data.get("set") or dead.data.get("set_id", "")))]
     return Plan(
         before=told(state, rules.set_name(guest.name)),
         after={**after, "shelf": ""},
@@ -215,7 +216,6 @@ class _Returning:
         self.ask = context.params
         self.guest, _seen, self.state = vm.there()
         self.record = Record.load(mark)
-        self.images = [shelf.claim_id(self.record.set_id), *self.record.images]
         self.dead = dead
 
     def plan(self) -> Plan:
@@ -249,7 +249,7 @@ class _Returning:
             UNSHELVE,
             self.context.clock.now(),
             set=record.set_id,
-            images=self.images,
+            images=list(record.images),
             store=record.store,
             place=record.place,
         )
@@ -290,4 +290,4 @@ class _Returning:
 
     def drop(self) -> dict[str, t.Any]:
         """Remove the shelf."""
-        return drop(self.context, self.images)
+        return drop(self.context, self.record.images, self.record.set_id)

@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import typing as t
 import xml.etree.ElementTree as ET
 
 from .._core.errors import Invalid, LifecycleError, NotFound, Refused, Unreachable
 from .._core.journal import Journal
-from .._images import digests_of
-from .._images.base import ACTIVE, Image
+from .._images import NewImage, TextContent, digests_of
+from .._images.base import ACTIVE, Image, Spent
 from .._libvirt import Guest
 from .._model import instance as memory
 from .._model import shelf, snapshot
@@ -55,11 +56,17 @@ def kept(context: Context, found: Shelf) -> Instance:
 
 
 def read(context: Context, member: Member) -> bytes:
-    """A small image of a shelf, verified.
+    """A small image of a shelf, verified. The definition, which is wanted again and again, is read once a task.
 
     :raises Invalid: It is damaged.
     :raises NotFound: It is gone.
     """
+    if member.role == shelf.DOMAIN:
+        return context.once(f"definition {member.id} {member.sha256}", lambda: _read(context, member))
+    return _read(context, member)
+
+
+def _read(context: Context, member: Member) -> bytes:
     image = image_of(context, member)
     with context.store.open(image) as content:
         return b"".join(bytes(block) for block in content)
@@ -143,8 +150,44 @@ def _bases(context: Context, images: t.Iterable[Image]) -> list[tuple[Image, str
 
 def claim_of(context: Context, set_id: str) -> shelf.Claim | None:
     """Who takes the VM of a shelf to another host, if somebody does."""
-    image = context.store.get(shelf.claim_id(set_id))
-    return shelf.Claim.load(image.properties.get(shelf.CLAIMED, "")) if image else None
+    return shelf.claims(_claims(context, set_id)).get(set_id)
+
+
+def _claims(context: Context, set_id: str) -> list[Image]:
+    found = context.store.find(properties={"image_type": shelf.KIND, snapshot.SET: set_id})
+    return [image for image in found if shelf.CLAIMED in image.properties]
+
+
+def put_claim(context: Context, manifest: Manifest, claim: shelf.Claim) -> None:
+    """Say in the store that a host brings a VM back.
+
+    :raises Invalid: Another one has said so.
+    :raises Busy: The same.
+    """
+    for attempt in itertools.count():
+        new = NewImage(
+            id=shelf.claim_id(manifest.set_id, attempt),
+            name=f"{manifest.name}-{shelf.CLAIM}",
+            disk_format="raw",
+            properties={
+                "image_type": shelf.KIND,
+                "instance_uuid": manifest.vm_uuid,
+                snapshot.SET: manifest.set_id,
+                snapshot.ROLE: shelf.CLAIM,
+                shelf.CLAIMED: claim.dump(),
+            },
+        )
+        try:
+            context.store.put(new, TextContent(claim.dump().encode()))
+        except Spent:
+            continue
+        return
+
+
+def release(context: Context, set_id: str) -> None:
+    """Take back whatever claim there is upon a shelf."""
+    for image in _claims(context, set_id):
+        context.store.delete(image.id)
 
 
 def demand_store(context: Context, kind: str, place: str, *, name: str) -> None:
@@ -204,12 +247,13 @@ def withdraw(context: Context, uuid: str, began: Began) -> None:
 # ---- removing
 
 
-def drop(context: Context, images: t.Iterable[str]) -> dict[str, t.Any]:
+def drop(context: Context, images: t.Iterable[str], set_id: str) -> dict[str, t.Any]:
     """Remove the images of a shelf, and the claim upon it. One that other images build upon stays, as an image like
     others.
 
-    :param images: Identifiers, as :func:`ids_of` has them. The last one goes first, as the first images lead a later
-        run to the others.
+    :param images: Identifiers. The last one goes first, as the first image leads a later run to the others. The claim
+        goes after all of them: until then nobody else may begin.
+    :param set_id: Of the shelf.
     """
     store = context.store
     images = list(images)
@@ -228,12 +272,13 @@ def drop(context: Context, images: t.Iterable[str]) -> dict[str, t.Any]:
             store.update(image, protected=False)
         store.delete(image_id)
         removed.append(image_id)
+    release(context, set_id)
     return {"removed_images": removed, **({"kept_images": kept} if kept else {})}
 
 
 def ids_of(manifest: Manifest) -> list[str]:
-    """The claim upon a shelf, and its images: in this order for :func:`drop`, as the claim is needed longest."""
-    return [shelf.claim_id(manifest.set_id), *(member.id for member in manifest.members)]
+    """The images of a shelf."""
+    return [member.id for member in manifest.members]
 
 
 # ---- what was begun, and what is told

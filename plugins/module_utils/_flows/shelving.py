@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import typing as t
@@ -15,12 +16,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from .._core.clock import wait_until
-from .._core.errors import Busy, Invalid, LifecycleError, NotFound, Refused, Unsupported
+from .._core.errors import Busy, Invalid, LifecycleError, NotFound, Refused, TimedOut, Unsupported
 from .._core.files import working
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
 from .._images import FileContent, NewImage, TextContent, inspect_image
-from .._images.base import ACTIVE
+from .._images.base import ACTIVE, Spent
 from .._images.nbd import demand_libnbd
 from .._images.rest import Layer
 from .._libvirt import Chains, Leases, Swap, put_instance
@@ -48,14 +49,13 @@ _SAVES = "/var/lib/libvirt/qemu/save"
 _FILES = "/var/lib/libvirt/images"
 # Bytes that an image takes beside its data, and seconds until somebody else must have put a base into the store.
 _TABLES = 1 << 20
-_PUT = 3600
+_PUT = 900
 
 
 @dataclass(frozen=True)
 class _NewBase:
     """A base image that the store does not have."""
 
-    id: str
     path: str
     format: str
     sha256: str
@@ -79,6 +79,12 @@ class _Part:
     def own(self) -> tuple[Layer, ...]:
         """The layers that are the VM's own. Without a base in the store only the first one is for sure."""
         return self.layers[: self.upon.depth if self.upon else 1]
+
+    def upon_other(self, planned: str, image_id: str) -> _Part:
+        """The same upon the image that its base became."""
+        if self.upon is None or self.upon.image != planned:
+            return self
+        return replace(self, upon=replace(self.upon, image=image_id))
 
 
 class Shelving:
@@ -233,7 +239,6 @@ class Shelving:
             launch = self.seen.instance.launch
             mine = launch if launch and launch.base == bottom.path else None
             self.bases[upon.image] = _NewBase(
-                upon.image,
                 bottom.path,
                 bottom.format,
                 sha256,
@@ -322,38 +327,46 @@ class Shelving:
     def clean_up(self) -> None:
         """Remove what a run that died has left."""
         if self.left.get("store") == self.context.store.place:
-            drop(self.context, self.left.get("images", []))
+            drop(self.context, self.left.get("images", []), self.left.get("set", ""))
         clean_up(self.context, None, {"scratch": self.left.get("scratch", [])})
 
     def put_bases(self) -> dict[str, t.Any]:
         """Put the base images into the store, each once, however many VMs or hosts want to."""
+        place, put = self.context.store.place, {}
         with self.context.once("putting bases", threading.Lock):
-            for base in self.bases.values():
-                wait_until(
-                    partial(self._is_put, base),
-                    clock=self.context.clock,
-                    timeout=_PUT,
-                    doing=f"waiting for the base image {rules.base_name(base.sha256)} that somebody else puts into"
-                    f" {self.context.store.place}",
-                    interval=2,
-                )
-        return {"put_bases": {base.id: base.size for base in self.bases.values()}}
+            for planned, base in self.bases.items():
+                what = f"waiting for the base image {rules.base_name(base.sha256)} that somebody else puts into {place}"
+                try:
+                    image_id = wait_until(
+                        partial(self._put, base), clock=self.context.clock, timeout=_PUT, doing=what, interval=2
+                    )
+                except TimedOut as exc:
+                    exc.hint = f"If nobody does any more, remove the image {planned} there, with the module image."
+                    raise
+                put[image_id] = base.size
+                self.parts = [part.upon_other(planned, image_id) for part in self.parts]
+        return {"put_bases": put}
 
-    def _is_put(self, base: _NewBase) -> bool:
-        store = self.context.store
-        there = store.get(base.id)
-        if there:
-            return there.status == ACTIVE
-        new = NewImage(base.id, rules.base_name(base.sha256), base.format, base.properties)
-        try:
-            store.put(new, FileContent(base.path))
-        except Busy:
-            return False
-        except Invalid:
-            if store.get(base.id) is None:
-                raise
-            return False
-        return True
+    def _put(self, base: _NewBase) -> str:
+        """The identifier of a base image in the store, which it is put into if nobody else is about to; else empty."""
+        store, name = self.context.store, rules.base_name(base.sha256)
+        for attempt in itertools.count():
+            new = NewImage(rules.base_id(base.sha256, attempt), name, base.format, base.properties)
+            there = store.get(new.id)
+            if there and there.status == ACTIVE:
+                break
+            try:
+                store.put(new, FileContent(base.path))
+            except Spent:
+                continue
+            except Busy:
+                return ""
+            except Invalid:
+                if store.get(new.id) is None:
+                    raise
+                return ""
+            break
+        return new.id
 
     def copy_disks(self) -> dict[str, t.Any]:
         """Store the disks."""
@@ -507,7 +520,7 @@ def take_back(context: Context, vm: Subject, data: t.Mapping[str, t.Any]) -> Non
     if "autostart" in data:
         guest.set_autostart(bool(data["autostart"]))
     if data.get("store") == context.store.place:
-        drop(context, data.get("images", []))
+        drop(context, data.get("images", []), data.get("set", ""))
     clean_up(context, None, {"scratch": data.get("scratch", [])})
 
 

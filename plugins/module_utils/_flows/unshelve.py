@@ -19,7 +19,7 @@ from .._core.clock import stamp
 from .._core.errors import Busy, Invalid, LifecycleError, NotFound, Refused, Unreachable, Unsupported
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
-from .._images import Image, NewImage, TextContent, inspect_image
+from .._images import Image, inspect_image
 from .._images.base import ACTIVE
 from .._libvirt import Backup, Base, Below, Chains, Definition, Leases, Platform, Restorer, Source, remove_files
 from .._libvirt.files import PART
@@ -36,7 +36,20 @@ from .._model.status import BLOCKED, PAUSED, RUNNING, SHUTOFF, SHUTOFF_SHUTDOWN
 from .._model.unshelve import COPIED, INSTANT, Began, Piece
 from .._task import Context, Subject
 from .pulling import Damaged, Pulling
-from .shelves import UNSHELVE, claim_of, drop, ids_of, image_of, read, shelf_of, sockets_of, told, withdraw
+from .shelves import (
+    UNSHELVE,
+    claim_of,
+    drop,
+    ids_of,
+    image_of,
+    put_claim,
+    read,
+    release,
+    shelf_of,
+    sockets_of,
+    told,
+    withdraw,
+)
 from .sources import from_image
 
 _OFFLOADED = shelf.VM_STATES[shelf.OFFLOADED]
@@ -259,12 +272,13 @@ class _Work:
         sources = {}
         definition = b""
         for member in found.manifest.members:
+            if member.role == shelf.DOMAIN:
+                definition = read(self.context, member)
+                continue
             image = image_of(self.context, member)
             if member.role == "disk":
                 source = from_image(self.context.store, image).source
                 sources[member.target] = replace(source, digests={**source.digests, "sha256": member.sha256})
-            elif member.role == shelf.DOMAIN:
-                definition = read(self.context, member)
         return _Kept(found, definition, sources)
 
     def _missing(self) -> LifecycleError:
@@ -603,24 +617,11 @@ class _Work:
 
     def _claim(self, found: Shelf) -> dict[str, t.Any]:
         """Say in the store that this host brings the VM back. A store has an identifier once, so one host wins."""
-        store, here = self.context.store, self.context.host.name
+        here = self.context.host.name
         mine = Claim(here, stamp(self.context.clock.now()))
-        new = NewImage(
-            id=shelf.claim_id(found.key),
-            name=f"{found.manifest.name}-{shelf.CLAIM}",
-            disk_format="raw",
-            properties={
-                "image_type": shelf.KIND,
-                "instance_uuid": found.manifest.vm_uuid,
-                snapshot.SET: found.key,
-                snapshot.ROLE: shelf.CLAIM,
-                shelf.CLAIMED: mine.dump(),
-            },
-        )
-        content = TextContent(mine.dump().encode())
         figures: dict[str, t.Any] = {}
         try:
-            store.put(new, content)
+            put_claim(self.context, found.manifest, mine)
         except (Invalid, Busy):
             claim = claim_of(self.context, found.key)
             if claim is None:
@@ -628,8 +629,8 @@ class _Work:
             if claim.host != here:
                 if not self.ask["override_claim"]:
                     raise _claimed(found.manifest.vm, claim) from None
-                store.delete(new.id)
-                store.put(new, content)
+                release(self.context, found.key)
+                put_claim(self.context, found.manifest, mine)
                 figures = {"overridden_claim": claim.host}
         self.claimed = True
         return figures
@@ -837,7 +838,7 @@ class _Work:
 
     def drop(self) -> dict[str, t.Any]:
         """Remove the shelf: the VM has all that was in it."""
-        return drop(self.context, self._demand_began().images)
+        return drop(self.context, self._demand_began().images, self._demand_began().set_id)
 
     def _withdraw(self, began: Began) -> None:
         """Let go of the images in the store."""
@@ -855,7 +856,7 @@ class _Work:
                 self.vm.guest.undefine()
                 self.vm.guest = None
             if self.claimed and began:
-                self.context.store.delete(shelf.claim_id(began.set_id))
+                release(self.context, began.set_id)
         except LifecycleError as second:
             if isinstance(exc, LifecycleError):
                 exc.hint = f"{exc.hint} Taking it back failed as well: {second}".lstrip()

@@ -24,6 +24,10 @@ ACTIVE = "active"
 _IDENTIFIER = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
+class Spent(Invalid):
+    """An identifier cannot be given to an image: one that was deleted had it, and the store gives none twice."""
+
+
 class Content(t.Protocol):
     """The bytes of an image on their way, once: the length is known before, the blocks come in order.
 
@@ -125,6 +129,7 @@ class Store(t.Protocol):
         Whatever goes wrong, no image is left; nothing is sent twice.
 
         :raises Invalid: There is an image of that identifier; the content is not what it is declared to be.
+        :raises Spent: There was one, and this store gives no identifier twice.
         """
 
     def open(self, image: Image) -> contextlib.AbstractContextManager[Content]:

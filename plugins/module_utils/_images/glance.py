@@ -42,7 +42,7 @@ from .._core.errors import (
     Unsupported,
 )
 from .._core.files import working
-from .base import ACTIVE, Block, Content, Exposed, Image, NewImage, is_identifier, unchanged
+from .base import ACTIVE, Block, Content, Exposed, Image, NewImage, Spent, is_identifier, unchanged
 from .bridge import Bridge
 from .content import Hashes, hashed, verified
 from .renewal import entry
@@ -265,6 +265,9 @@ class GlanceStore:
         if not is_identifier(new.id):
             raise Invalid(f"Failed to store image {new.name}: {new.id!r} is no UUID in lower case.")
         there = self.get(new.id)
+        if there and there.status != ACTIVE:  # what somebody left who died
+            self._sweep()
+            there = self.get(new.id)
         if there:
             raise Invalid(
                 f"Failed to store image {new.name}: {self.place} has an image {new.id} already,"
@@ -294,6 +297,8 @@ class GlanceStore:
             "min_ram": new.min_ram,
         }
         response = self._send(what, "POST", "/images", json=record)
+        if response.status_code == 409 and self.get(new.id) is None:
+            raise _NotBegun(Spent(f"Failed to {what}: Glance had an image {new.id}, and gives no identifier twice."))
         if 400 <= response.status_code < 500:
             raise _NotBegun(self._problem(what, response))
         self._check(what, response)

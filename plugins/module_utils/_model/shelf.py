@@ -18,7 +18,7 @@ import uuid
 from dataclasses import asdict, dataclass, field
 
 from .._core.errors import Ambiguous
-from .snapshot import Manifest, Stored, complete
+from .snapshot import SET, Manifest, Stored, complete
 
 KIND = "shelf"  # image_type of the images, and kind of the manifest
 NVRAM, DRIVE, DOMAIN, MEMORY, CLAIM = "nvram", "drive", "domain", "memory", "claim"
@@ -131,9 +131,21 @@ class Claim:
             return Claim("an unknown host", "an unknown time")
 
 
-def claim_id(set_id: str) -> str:
-    """The identifier of the image that says who takes a shelf down. A store has it once, so one host wins."""
-    return str(uuid.uuid5(uuid.UUID(set_id), CLAIM))
+def claim_id(set_id: str, attempt: int = 0) -> str:
+    """The identifier of the image that says who takes a shelf down. A store has it once, so one host wins.
+
+    :param attempt: How many were claimed and given back before, in a store that gives no identifier twice.
+    """
+    return str(uuid.uuid5(uuid.UUID(set_id), f"{CLAIM} {attempt}" if attempt else CLAIM))
+
+
+def claims(images: t.Iterable[Stored]) -> dict[str, Claim]:
+    """The claims among *images*, by the identifiers of the shelves."""
+    return {
+        image.properties.get(SET, ""): Claim.load(image.properties[CLAIMED])
+        for image in images
+        if CLAIMED in image.properties
+    }
 
 
 def shelves(images: t.Sequence[Stored]) -> list[Shelf]:

@@ -26,10 +26,14 @@ def set_name(vm: str) -> str:
     return f"{vm}-shelved"
 
 
-def base_id(sha256: str) -> str:
+def base_id(sha256: str, attempt: int = 0) -> str:
     """The identifier of a base image that a shelf puts into a store. It follows from the content, so that it is there
-    once, whoever comes first."""
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"urn:kvmops:lifecycle:base:{sha256}"))
+    once, whoever comes first.
+
+    :param attempt: How many were there and deleted before, in a store that gives no identifier twice.
+    """
+    what = f"urn:kvmops:lifecycle:base:{sha256}"
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{what}:{attempt}" if attempt else what))
 
 
 def base_name(sha256: str) -> str:

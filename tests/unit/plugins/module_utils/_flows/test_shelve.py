@@ -7,6 +7,7 @@ files as they are instead; guests that run are on the lab."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -29,6 +30,7 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import (
     TextContent,
     nbd,
 )
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.base import Spent
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import Guest
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.details import Details
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model import shelf, shelve, snapshot
@@ -143,7 +145,8 @@ class World:
     def claim(self, host: str) -> str:
         claim = Claim(host, "then")
         key = shelf.claim_id(self.shelf().key)
-        self.store.put(NewImage(key, "claim", "raw", {shelf.CLAIMED: claim.dump()}), TextContent(b"claim"))
+        told = {"image_type": shelf.KIND, snapshot.SET: self.shelf().key, shelf.CLAIMED: claim.dump()}
+        self.store.put(NewImage(key, "claim", "raw", told), TextContent(b"claim"))
         return key
 
 
@@ -212,6 +215,20 @@ def test_a_base_is_put_once_and_found_again(world: World) -> None:
     (base,) = world.store.find(name=world.bases()[0])
     assert "put_bases" not in world.one("shelved", name="web3")["steps"]
     assert {each.manifest.members[0].parent for each in world.shelves()} == {base.id}
+
+
+def test_a_store_that_gives_no_identifier_twice_gets_another_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = DirectoryStore.put
+    sha256 = hashlib.sha256(world.base.read_bytes()).hexdigest()
+
+    def refuse(store: DirectoryStore, new: NewImage, content: t.Any) -> t.Any:
+        if new.id in (shelve.base_id(sha256), shelve.base_id(sha256, 1)):
+            raise Spent("An image that was deleted had it.")
+        return put(store, new, content)
+
+    monkeypatch.setattr(DirectoryStore, "put", refuse)
+    assert list(world.one("offloaded")["figures"]["put_bases"]) == [shelve.base_id(sha256, 2)]
+    assert world.shelf().manifest.members[0].parent == shelve.base_id(sha256, 2)
 
 
 def test_a_base_that_is_a_trap_is_not_put_into_the_store(world: World) -> None:
@@ -559,7 +576,7 @@ def test_a_vm_that_is_just_brought_back_goes_with_its_shelf(world: World) -> Non
     overlay.write_bytes(b"")
     disk = found.manifest.members[0]
     piece = Piece("vda", disk.id, (disk.parent,), str(world.path()), str(overlay), 8 * MIB, 0, "/i")
-    images = (key, *(member.id for member in found.manifest.members))
+    images = tuple(member.id for member in found.manifest.members)
     began = Began(found.key, images, "directory", world.place, "instant", "running", (piece,))
     journal = Journal("unshelve", "then", platform.node(), 1, "pull", began.dump())
     world.kvm.remember(Instance(marks=(Mark("shelved_offloaded", "then"),), journal=journal))
