@@ -24,8 +24,9 @@ ACTIVE = "active"
 _IDENTIFIER = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-class Spent(Invalid):
-    """An identifier cannot be given to an image: one that was deleted had it, and the store gives none twice."""
+class Spent(Exception):
+    """An identifier cannot be given to an image: one that was deleted had it, and the store gives none twice. Users do
+    not meet this error: who chooses identifiers that can come again chooses another one."""
 
 
 class Content(t.Protocol):

@@ -298,7 +298,7 @@ class GlanceStore:
         }
         response = self._send(what, "POST", "/images", json=record)
         if response.status_code == 409 and self.get(new.id) is None:
-            raise _NotBegun(Spent(f"Failed to {what}: Glance had an image {new.id}, and gives no identifier twice."))
+            raise _NotBegun(Spent(f"Glance had an image {new.id}."))
         if 400 <= response.status_code < 500:
             raise _NotBegun(self._problem(what, response))
         self._check(what, response)
@@ -520,7 +520,7 @@ class GlanceStore:
 class _NotBegun(Exception):
     """Glance did not make the image: there is nothing to take back."""
 
-    def __init__(self, reason: LifecycleError) -> None:
+    def __init__(self, reason: LifecycleError | Spent) -> None:
         super().__init__(str(reason))
         self.reason = reason
 
