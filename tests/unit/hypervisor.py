@@ -16,6 +16,7 @@ from pathlib import Path
 
 import libvirt
 import pytest
+from ansible.module_utils.common import warnings
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.guest import Guest
@@ -123,6 +124,7 @@ class Task:
         """What the module said before it ended."""
         asked = {**self.base, **params, "_ansible_check_mode": check, "_ansible_diff": diff}
         self.capsys.readouterr()
+        warnings._global_warnings.clear()  # those of the task before, which was another process
         with patch_module_args(asked), pytest.raises(SystemExit) as ended:
             main()
         told: dict[str, t.Any] = json.loads(self.capsys.readouterr().out)
