@@ -71,6 +71,7 @@ _LOST = (
     "end of file while reading data",
     "cannot recv data",
     "cannot send data",
+    "cannot write data",
     "unable to connect to server",
     "failed to connect socket",
     "unable to resolve address",

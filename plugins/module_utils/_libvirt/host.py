@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import typing as t
@@ -149,8 +150,9 @@ class Host:
         """
         with _reconnecting:
             if not self.connection.isAlive():
-                self.close()
-                self.connection = open_host(self.uri, timeout=timeout).connection
+                lost, self.connection = self.connection, open_host(self.uri, timeout=timeout).connection
+                with contextlib.suppress(libvirt.libvirtError):
+                    lost.close()
 
     def close(self) -> None:
         """Close the connection; one that is lost already is fine."""

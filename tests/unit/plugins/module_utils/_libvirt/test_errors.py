@@ -70,6 +70,7 @@ def test_a_code_of_libvirt_is_a_kind_of_ours(kind: str, name: str) -> None:
         ("unreachable", "unable to resolve address 'kvm1' service '16509': Name or service not known"),
         ("unreachable", "Cannot recv data: Connection reset by peer"),
         ("unreachable", "Cannot send data: Broken pipe"),
+        ("unreachable", "Cannot write data: Broken pipe"),
         ("unreachable", "End of file while reading data: Input/output error"),
         ("unreachable", "internal error: client socket is closed"),
         ("unreachable", "internal error: connection closed due to keepalive timeout"),

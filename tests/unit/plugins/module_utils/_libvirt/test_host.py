@@ -202,3 +202,26 @@ def test_titles_and_descriptions_come_and_go(kvm: Hypervisor) -> None:
     guest.set_title("")
     guest.set_description("")
     assert (kvm.domain("a").find("title"), kvm.domain("a").find("description")) == (None, None)
+
+
+class Lost:
+    """A connection to a libvirtd that is gone."""
+
+    def isAlive(self) -> int:  # noqa: N802  # libvirt's name
+        return 0
+
+    def close(self) -> None:
+        raise libvirt.libvirtError("it is gone")
+
+
+def test_a_connection_that_is_lost_is_made_anew_and_one_that_is_not_is_kept(kvm: Hypervisor) -> None:
+    kvm.define("web1")
+    host = open_host(URI, timeout=5)
+    host.connection.close()
+    host.connection = Lost()
+    host.reconnect(timeout=5)
+    assert [guest.name for guest in host.guests()] == ["web1"]
+    there = host.connection
+    host.reconnect(timeout=5)
+    assert host.connection is there
+    host.close()
