@@ -255,9 +255,15 @@ class Pulling:
         seconds = self.context.params["wait_timeout"]
         troubles = [self._trouble, *(errand.trouble for errand in errands)]
         said = next((str(each) for each in troubles if each is not None), "")
+        hint = "The VM keeps all that its guest wrote. Run the task again to go on."
+        if self._trouble:  # files that were open when a network file system died stay dead
+            hint += (
+                " If it does not, though the store answers, end the VM's QEMU (virsh destroy) and run the task again:"
+                " it starts the VM, which opens the store's files anew."
+            )
         return TimedOut(
             f"Gave up waiting for the data of VM {self.vm.name} after {seconds} seconds. {said}".rstrip(),
-            hint="The VM keeps all that its guest wrote. Run the task again to go on.",
+            hint=hint,
             seconds=seconds,
         )
 

@@ -221,7 +221,7 @@ def test_patience_has_an_end_that_tells_the_trouble(monkeypatch: pytest.MonkeyPa
         raise Unreachable("The store is away.")
 
     monkeypatch.setattr(pull, "_expose", expose)
-    with pytest.raises(TimedOut, match=r"100 seconds. The store is away.*Run the task again"):
+    with pytest.raises(TimedOut, match=r"100 seconds. The store is away.*Run the task again.*virsh destroy"):
         pull.finish()
 
 
