@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import types
 import typing as t
 import zipfile
@@ -61,6 +62,13 @@ while True:
 
 
 @pytest.fixture
+def place() -> t.Iterator[Path]:
+    """A directory with a short name: a socket's may have 107 bytes."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
 def nbdkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> t.Callable[[str], None]:
     """Puts a stand-in for it in its place, that says so when it is begun."""
     program = tmp_path / "nbdkit"
@@ -75,12 +83,12 @@ def nbdkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> t.Callable[[str],
 
 
 @pytest.fixture
-def opened(tmp_path: Path, nbdkit: t.Callable[[str], None]) -> t.Iterator[Bridge]:
-    one = Bridge(ID, str(tmp_path / "b"), "image web", JumpingClock())
+def opened(place: Path, nbdkit: t.Callable[[str], None]) -> t.Iterator[Bridge]:
+    one = Bridge(ID, str(place / "b"), "image web", JumpingClock())
     one.open(SETTINGS)
     yield one
     one.close()
-    assert os.listdir(tmp_path / "b") == []
+    assert os.listdir(place / "b") == []
 
 
 def told(one: Bridge) -> dict[str, t.Any]:
@@ -140,15 +148,15 @@ def test_a_process_that_only_knows_the_socket_is_not_ended(opened: Bridge) -> No
     ],
 )
 def test_what_does_not_begin_is_told_and_leaves_nothing(
-    tmp_path: Path, nbdkit: t.Callable[[str], None], said: str, kind: type[LifecycleError], message: str
+    place: Path, nbdkit: t.Callable[[str], None], said: str, kind: type[LifecycleError], message: str
 ) -> None:
     nbdkit(said)
     with pytest.raises(kind) as caught:
-        Bridge(ID, str(tmp_path / "b"), "image web").open(SETTINGS)
+        Bridge(ID, str(place / "b"), "image web").open(SETTINGS)
     assert type(caught.value) is kind
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
-    assert os.listdir(tmp_path / "b") == []
+    assert os.listdir(place / "b") == []
 
 
 def test_a_socket_whose_name_is_too_long_is_told(tmp_path: Path) -> None:
