@@ -325,10 +325,59 @@ vms:
             Images of the shelf that stay, as ordinary ones, each with the reason. Other images may build upon one.
           type: dict
           returned: when there are some
-        start_seconds:
+        running_seconds:
           description: From the beginning of the task until the VM ran.
           type: float
           returned: when an offloaded VM was started
+        start:
+          description: How it was started, V(instant) or V(copied).
+          type: str
+          returned: when an offloaded VM is brought back
+        files:
+          description: The files of its disks on the host, by target.
+          type: dict
+          returned: when an offloaded VM is brought back
+        pulled_bytes:
+          description: Bytes of its disks that were in the store.
+          type: int
+          returned: when they were pulled in while the VM ran
+        pull_seconds:
+          description: How long that was waited for.
+          type: float
+          returned: when they were pulled in while the VM ran
+        fetched:
+          description: Base images that came to the host meanwhile, by target.
+          type: dict
+          returned: when there were such
+        copied_bytes:
+          description: Bytes of its disks that were copied before it was started.
+          type: int
+          returned: when they were
+        bases:
+          description: The base images that its disks lie upon, by target.
+          type: dict
+          returned: when they were copied before it was started
+        disk_bytes:
+          description: Bytes that its disks take on the host, by target.
+          type: dict
+          returned: when all data of an offloaded VM are there
+        held_milliseconds:
+          description: How long its guest stood still, so that QEMU wrote out what it knew of the disks.
+          type: int
+          returned: when they were pulled in while the VM ran
+        leases:
+          description: Fixed addresses that were given back to libvirt networks, C(network) and C(mac).
+          type: list
+          elements: dict
+          returned: when there were such
+        refused_leases:
+          description: Fixed addresses that could not be given, by MAC address, each with the reason.
+          type: dict
+          returned: when there were such
+        overridden_claim:
+          description: The host that was bringing the VM back.
+          type: str
+          returned: when O(override_claim) was needed
         shutdown:
           description: V(guest) when the guest shut down by itself, V(forced) when the plug was pulled.
           type: str
