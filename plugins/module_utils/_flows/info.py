@@ -91,7 +91,6 @@ class Inquiry:
         self.leases: Addresses = {}
         self.table: Addresses | None = None
         images = context.store.find(properties={"image_type": shelf.KIND}) if shelved else []
-        self.claims = shelf.claims(images)
         # By the UUIDs of their VMs; of several the newest.
         found = sorted(shelf.shelves(images), key=lambda each: each.manifest.at)
         self.shelves = {each.manifest.vm_uuid: each for each in found}
@@ -154,7 +153,7 @@ class Inquiry:
             "uuid": seen.uuid,
             "host": "",
             **info.tell_status(seen, Traits(autostart=found.contents.autostart)),
-            "shelf": info.tell_shelf(Instance(), "", found, self.claims.get(found.key)),
+            "shelf": info.tell_shelf(Instance(), "", found),
             "job": None,
             "problems": [],
         }
@@ -346,9 +345,7 @@ class Inquiry:
         return told
 
     def _tell_shelf(self, sight: Sight) -> Result | None:
-        found = self.shelves.get(sight.guest.uuid)
-        claim = self.claims.get(found.key) if found else None
-        return info.tell_shelf(sight.seen.instance, self.host.name, found, claim)
+        return info.tell_shelf(sight.seen.instance, self.host.name, self.shelves.get(sight.guest.uuid))
 
     @staticmethod
     def _tell_disks(sight: Sight, disks: t.Sequence[Disk]) -> list[Result]:

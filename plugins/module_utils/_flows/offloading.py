@@ -21,7 +21,7 @@ from .._model.shelf import Shelf
 from .._model.shelve import File, Record
 from .._model.status import status_of
 from .._task import Context, Subject
-from .shelves import claim_of, verify
+from .shelves import verify
 
 # Steps from which on the VM is not whole on its host any more.
 LOSING = ("remove_disks", "undefine")
@@ -80,7 +80,7 @@ class Offloading:
         ]
         if not found:
             raise NotFound(f"The shelf of VM {self.vm.name} in {self.context.store.place} is not whole any more.")
-        claim = claim_of(self.context, record.set_id)
+        claim = found[0].claim
         if claim:
             raise Busy(f"VM {self.vm.name} is just brought back on {claim.host}, since {claim.since}.")
         return found[0]

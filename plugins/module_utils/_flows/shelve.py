@@ -54,12 +54,11 @@ def offloading(context: Context) -> list[str]:
     """The UUIDs of VMs that were shelved here and are not here any more, without their shelves saying so."""
     if context.params["state"] != "offloaded":
         return []
-    images = context.store.find(properties={"image_type": shelf.KIND})
-    claims = shelf.claims(images)
+    found = shelf.shelves(context.store.find(properties={"image_type": shelf.KIND}))
     return [
         each.manifest.vm_uuid
-        for each in shelf.shelves(images)
-        if each.state == shelf.SHELVED and each.contents.host == context.host.name and each.key not in claims
+        for each in found
+        if each.state == shelf.SHELVED and each.contents.host == context.host.name and not each.claim
     ]
 
 
@@ -157,7 +156,7 @@ def _gone(context: Context, vm: Subject) -> Plan:
         )
     before = told(None, found.manifest.name)
     figures = {"set": found.key}
-    if found.state == shelf.OFFLOADED or claim_of(context, found.key):
+    if found.state == shelf.OFFLOADED or found.claim:
         return Plan(before=before, after=before, figures=figures)
     if found.contents.host != context.host.name:
         raise Refused(

@@ -90,12 +90,13 @@ class _Kept:
     """What the store has of the VM.
 
     :param definition: Of the VM, as it was stored.
-    :param sources: The images of the disks, by target.
+    :param sources: The images of the disks, by target; ``images`` what the store tells of them, by identifier.
     """
 
     shelf: Shelf
     definition: bytes
     sources: t.Mapping[str, Source]
+    images: t.Mapping[str, Image]
 
     @property
     def vm(self) -> str:
@@ -269,7 +270,7 @@ class _Work:
         return self._kept
 
     def _read(self, found: Shelf) -> _Kept:
-        sources = {}
+        sources, images = {}, {}
         definition = b""
         for member in found.manifest.members:
             if member.role == shelf.DOMAIN:
@@ -279,7 +280,8 @@ class _Work:
             if member.role == "disk":
                 source = from_image(self.context.store, image).source
                 sources[member.target] = replace(source, digests={**source.digests, "sha256": member.sha256})
-        return _Kept(found, definition, sources)
+                images[image.id] = image
+        return _Kept(found, definition, sources, images)
 
     def _missing(self) -> LifecycleError:
         """Why there is no shelf that is whole."""
@@ -338,7 +340,7 @@ class _Work:
 
     def _see_claim(self, found: Shelf) -> None:
         """See that no other host brings the VM back."""
-        claim = claim_of(self.context, found.key)
+        claim = found.claim
         if claim and claim.host != self.context.host.name and not self.ask["override_claim"]:
             raise _claimed(found.manifest.vm, claim)
 
@@ -674,7 +676,7 @@ class _Work:
                 image_id = source.images[store.place]
                 if image_id in exposed:
                     continue
-                image = store.get(image_id)
+                image = kept.images.get(image_id) or store.get(image_id)
                 if image is None:
                     raise NotFound(f"Image {source.label} is gone.", image=image_id)
                 found = store.expose(image, directory)

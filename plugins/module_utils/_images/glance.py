@@ -264,15 +264,6 @@ class GlanceStore:
         """See :class:`.base.Store`. When Glance does not answer any more, what cannot be removed is told."""
         if not is_identifier(new.id):
             raise Invalid(f"Failed to store image {new.name}: {new.id!r} is no UUID in lower case.")
-        there = self.get(new.id)
-        if there and there.status != ACTIVE:  # what somebody left who died
-            self._sweep()
-            there = self.get(new.id)
-        if there:
-            raise Invalid(
-                f"Failed to store image {new.name}: {self.place} has an image {new.id} already,"
-                f" which is {there.status}."
-            )
         self._sweep()
         try:
             return self._create(new, content)
@@ -297,8 +288,16 @@ class GlanceStore:
             "min_ram": new.min_ram,
         }
         response = self._send(what, "POST", "/images", json=record)
-        if response.status_code == 409 and self.get(new.id) is None:
-            raise _NotBegun(Spent(f"Glance had an image {new.id}."))
+        if response.status_code == 409:
+            there = self.get(new.id)
+            if there is None:
+                raise _NotBegun(Spent(f"Glance had an image {new.id}."))
+            raise _NotBegun(
+                Invalid(
+                    f"Failed to store image {new.name}: {self.place} has an image {new.id} already,"
+                    f" which is {there.status}."
+                )
+            )
         if 400 <= response.status_code < 500:
             raise _NotBegun(self._problem(what, response))
         self._check(what, response)

@@ -13,7 +13,7 @@ from . import status
 from .chain import Chain, Layer
 from .domain import Disk, Domain, Image, Interface
 from .instance import Instance
-from .shelf import SHELVED, Claim, Shelf
+from .shelf import SHELVED, Shelf
 from .shelve import shelved_mark
 from .statistics import Size
 from .status import Observation
@@ -154,7 +154,7 @@ def _tell_instance(instance: Instance) -> Result:
     }
 
 
-def tell_shelf(instance: Instance, host: str, found: Shelf | None, claim: Claim | None) -> Result | None:
+def tell_shelf(instance: Instance, host: str, found: Shelf | None) -> Result | None:
     """The shelf of a VM; ``None`` without one.
 
     :param host: That was asked; it has a VM whose mark says that it is shelved.
@@ -184,7 +184,7 @@ def tell_shelf(instance: Instance, host: str, found: Shelf | None, claim: Claim 
             memory=contents.memory,
             networks=[{"kind": kind, "source": source, "mac": mac} for kind, source, mac in contents.networks],
             volumes=dict(contents.volumes),
-            claimed_by=asdict(claim) if claim else None,
+            claimed_by=asdict(found.claim) if found.claim else None,
         )
     return told
 

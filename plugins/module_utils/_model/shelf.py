@@ -95,11 +95,13 @@ class Shelf:
     """A shelf that is whole.
 
     :param state: ``shelved`` while the host still has the VM, or ``offloaded``.
+    :param claim: Who takes it down, if somebody does.
     """
 
     manifest: Manifest
     contents: Contents
     state: str
+    claim: Claim | None = None
 
     @property
     def key(self) -> str:
@@ -140,7 +142,7 @@ def claim_id(set_id: str, attempt: int = 0) -> str:
 
 
 def claims(images: t.Iterable[Stored]) -> dict[str, Claim]:
-    """The claims among *images*, by the identifiers of the shelves."""
+    """The claims among *images*, by the identifiers of the shelves. They are of the same kind as a shelf's images."""
     return {
         image.properties.get(SET, ""): Claim.load(image.properties[CLAIMED])
         for image in images
@@ -151,8 +153,14 @@ def claims(images: t.Iterable[Stored]) -> dict[str, Claim]:
 def shelves(images: t.Sequence[Stored]) -> list[Shelf]:
     """The whole shelves among *images*."""
     states = {image.id: image.properties.get(STATE, SHELVED) for image in images}
+    claimed = claims(images)
     return [
-        Shelf(manifest, Contents.load(manifest.shelf), states[manifest.members[0].id])
+        Shelf(
+            manifest,
+            Contents.load(manifest.shelf),
+            states[manifest.members[0].id],
+            claimed.get(manifest.set_id),
+        )
         for manifest in complete(images)
         if manifest.kind == KIND and manifest.shelf is not None
     ]
