@@ -393,6 +393,48 @@ def test_there_must_be_room(lab: Lab, play: Playbook) -> None:
     whole(lab)
 
 
+def test_a_vm_that_is_too_large_is_refused_with_figures(lab: Lab, play: Playbook) -> None:
+    path = pattern(lab)
+    define(lab, "a", devices=file_disk(path, "qcow2", "vda"))
+    lab.sh(HERE, "virsh -q setmaxmem a 4T --config; virsh -q setmem a 4T --config")
+    offloaded(play)
+    told = play(shelve(power="running"), host=THERE).error()["result"]["vms"][0]
+    assert (told["code"], told["details"]["memory"]) == ("no_space", 4 << 20)
+    assert told["details"]["available"] < 4 << 20
+    clean(lab)
+    whole(lab)
+    (done,) = play(shelve(), host=THERE).ok()["result"]["vms"]
+    assert done["status"] == "SHUTOFF"
+    has_its_data(lab)
+
+
+def test_fixed_addresses_come_along(lab: Lab, play: Playbook) -> None:
+    mac, address = "52:54:00:aa:00:09", "192.168.122.99"
+    lease = f"<host mac='{mac}' ip='{address}'/>"
+    update = 'virsh -q net-update default {} ip-dhcp-host "{}" --live --config'
+    for host in (HERE, THERE):
+        lab.sh(host, "virsh -q net-start default || true")
+    lab.sh(HERE, update.format("add", lease))
+    nic = f"<interface type='network'><mac address='{mac}'/><source network='default'/></interface>"
+    try:
+        small(lab, play, devices=nic)
+        assert mac not in lab.sh(HERE, "virsh net-dumpxml default; virsh net-dumpxml --inactive default")
+        (done,) = play(shelve(), host=THERE).ok()["result"]["vms"]
+        assert done["figures"]["leases"] == [{"network": "default", "mac": mac}]
+        for which in ("", "--inactive"):
+            assert mac in lab.sh(THERE, f"virsh net-dumpxml {which} default")
+        # An address that somebody else has by now is told, and the VM runs all the same.
+        play(shelve("offloaded", force=True), host=THERE).ok()
+        lab.sh(HERE, update.format("add", lease.replace("00:09", "00:10")))
+        (done,) = play(shelve(), host=HERE).ok()["result"]["vms"]
+        assert done["status"] == "ACTIVE"
+        assert address in done["figures"]["refused_leases"][mac]
+    finally:
+        for host in (HERE, THERE):
+            for each in (lease, lease.replace("00:09", "00:10")):
+                lab.sh(host, update.format("delete", each), check=False)
+
+
 # ---- shelves that are damaged
 
 
