@@ -61,6 +61,12 @@ _UPLOAD_TIMEOUT = (30, 300)
 # Seconds before each attempt to remove what a failed upload left: Glance may just be restarted.
 _TAKE_BACK = (0, 1, 4, 10)
 _TAKE_BACK_LIMIT = 60
+# The status of an image that takes data. Seconds until Glance must have noticed that no more will come, and between two
+# looks; it may not have begun at the first.
+_TAKING = "saving"
+_NOTICED = 5
+_LOOK = 0.1
+_QUIET = 3
 _PIECE = 512 << 10
 _CHUNK = 1 << 20
 _PAGE = 500
@@ -363,6 +369,7 @@ class GlanceStore:
     def _take_back(self, image_id: str, reason: BaseException) -> None:
         """Remove what a failed upload left; when that fails as well, say so in *reason*."""
         end = time.monotonic() + _TAKE_BACK_LIMIT
+        self._let_it_notice(image_id)
         for pause in _TAKE_BACK:
             if time.monotonic() > end:
                 break
@@ -379,6 +386,19 @@ class GlanceStore:
             left = f"The unfinished image {image_id} may be left in {self.place}: delete it."
             reason.hint = f"{reason.hint} {left}".strip()
             reason.details["left"] = image_id
+
+    def _let_it_notice(self, image_id: str) -> None:
+        """Wait until Glance knows that an upload has ended: of an image that is deleted while it still takes data, it
+        keeps the file for ever. A worker of it that was killed never knows."""
+        end = time.monotonic() + _NOTICED
+        quiet = 0
+        with contextlib.suppress(LifecycleError):
+            while quiet < _QUIET and time.monotonic() < end:
+                there = self.get(image_id)
+                if there is None:
+                    return
+                quiet = 0 if there.status == _TAKING else quiet + 1
+                time.sleep(_LOOK)
 
     def update(
         self,
