@@ -589,7 +589,7 @@ class _Work:
             needed[place] = needed.get(place, 0) + size
         if began.memory:
             size = kept.of_role(shelf.MEMORY)[0].size
-            for place in {os.path.dirname(began.memory), _SAVES}:
+            for place in sorted({os.path.dirname(began.memory), _SAVES}):
                 needed[place] = needed.get(place, 0) + size
         rooms: dict[int, model.Room] = {}
         for place, size in needed.items():

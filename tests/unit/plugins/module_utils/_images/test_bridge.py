@@ -153,7 +153,7 @@ def test_what_does_not_begin_is_told_and_leaves_nothing(
     nbdkit(said)
     with pytest.raises(kind) as caught:
         Bridge(ID, str(place / "b"), "image web").open(SETTINGS)
-    assert type(caught.value) is kind
+    assert caught.type is kind
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
     assert os.listdir(place / "b") == []

@@ -225,7 +225,7 @@ class Bed:
         end = self.ends.pop(0) if self.ends else None
         if isinstance(end, Refused):
             raise Refused(headers)
-        if end:
+        if isinstance(end, Exception):
             raise end
         return b"data"
 
@@ -437,7 +437,7 @@ def test_an_answer_that_is_not_what_was_asked_for_is_a_failed_attempt(
     Handler.answers.append((status, headers, body))
     with pytest.raises(Failed, match=said) as caught:
         glance.fetch(10, 20, {}, 5)
-    assert type(caught.value) is Failed
+    assert caught.type is Failed
     assert glance.fetch(10, 20, {}, 5) == b"0123456789"
 
 
