@@ -517,7 +517,7 @@ def test_a_server_that_dies_ends_the_reading(tmp_path: Path) -> None:
                 list(blocks)
         with pytest.raises(Unreachable, match="Failed to ask for base:allocation"):
             list(export.extents(ALLOCATION))
-        with pytest.raises(Unreachable, match="Connection (refused|reset)"):
+        with pytest.raises(Unreachable, match=r"Connection (refused|reset)"):
             Export(socket)
 
 
