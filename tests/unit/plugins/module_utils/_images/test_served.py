@@ -222,10 +222,12 @@ class Bed:
     def attempt(self, _start: int, _end: int, headers: Headers, silence: float) -> bytes:
         self.silences.append(silence)
         self.sent.append(headers)
-        end = self.ends.pop(0) if self.ends else None
+        if not self.ends:
+            return b"data"
+        end = self.ends.pop(0)
         if isinstance(end, Refused):
             raise Refused(headers)
-        if isinstance(end, Exception):
+        if end:
             raise end
         return b"data"
 
