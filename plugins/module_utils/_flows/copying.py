@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from .._core.clock import Clock, parse_stamp, stamp
 from .._core.errors import LifecycleError, NoSpace, NotFound
 from .._core.files import working
-from .._images import Content, FileContent, NewImage
+from .._images import Content, FileContent, Image, NewImage
+from .._images.base import ACTIVE
 from .._images.extents import above, allocation, changed, dirty, full, to_clusters
 from .._images.nbd import ALLOCATION, Export, Qcow2Content, dirty_bitmap
 from .._images.qcow2 import Layout
@@ -113,6 +114,21 @@ class Copied:
     checkpoint: str = ""
     increment: bool = False
     why_full: str = ""
+
+
+def whole(context: Context, copied: Copied, called: str) -> list[Image]:
+    """The images of a set as the store has them, which are all whole.
+
+    :param called: The set, for the error.
+    :raises NotFound: One is not.
+    """
+    images = []
+    for member in copied.members:
+        image = context.store.get(member.id)
+        if image is None or image.status != ACTIVE or image.size != member.size:
+            raise NotFound(f"Image {member.id} of the {called} is not in {context.store.place} any more.")
+        images.append(image)
+    return images
 
 
 class Copier:

@@ -10,18 +10,16 @@ of the running VM alone, so whoever comes next goes on where the last one was.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import typing as t
 
 from .._core.errors import Invalid, LifecycleError, NotFound, TimedOut, Unreachable
-from .._images import Image
 from .._libvirt import Base, Guest, Pull
 from .._libvirt.pull import Job
 from .._model.snapshot import Member
 from .._model.unshelve import COPY, DONE, PULL, Began, Piece
 from .._task import Context, Subject
-from .shelves import image_of
+from .shelves import image_of, read_back
 
 # Seconds between two looks, at first and later.
 _SOON, _LATER = 0.05, 0.5
@@ -275,23 +273,13 @@ class Pulling:
         for member in self._members:
             try:
                 image = image_of(self.context, member)
-                self._compare_one(image, member.sha256)
+                read_back(self.context, image, member.sha256, self._has_read)
             except Invalid as exc:
                 raise Damaged(exc.message, hint=exc.hint, **exc.details) from exc
 
-    def _compare_one(self, image: Image, sha256: str) -> None:
-        digest = None if "sha256" in image.digests else hashlib.sha256()
-        with self.context.store.open(image) as content:  # which compares what the store tells
-            for block in content:
-                if self._reading is not None and self._reading.stopped:
-                    return
-                self._read += len(block)
-                if digest is not None:
-                    digest.update(block)
-        if digest is not None and digest.hexdigest() != sha256:
-            raise Invalid(
-                f"Image {image.name} ({image.where}) is damaged: its sha256 is {digest.hexdigest()}, and was {sha256}."
-            )
+    def _has_read(self, count: int) -> bool:
+        self._read += count
+        return self._reading is None or not self._reading.stopped
 
 
 def _percent(job: Job) -> int:

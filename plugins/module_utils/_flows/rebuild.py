@@ -33,6 +33,7 @@ from .._model.snapshot import Manifest
 from .._model.status import State, status_of
 from .._task import Context, Subject
 from .launch import remembered
+from .noting import Noting
 from .sources import Wanted, from_image, path_of, wanted
 
 ACTION = "rebuild"
@@ -77,7 +78,7 @@ class _Part:
     old_size: int | None
 
 
-class _Work:
+class _Work(Noting):
     """One rebuild of one VM."""
 
     def __init__(self, context: Context, vm: Subject, state: State, dead: Journal | None) -> None:
@@ -92,7 +93,6 @@ class _Work:
         self.parts: list[_Part] = []
         self.bases: dict[str, Base] = {}
         self.proven = False
-        self.failure: LifecycleError | None = None
         self._began: Began | None = None
 
     # ---- looking
@@ -212,16 +212,6 @@ class _Work:
 
     def _last_but_one(self, ran: bool) -> Step:
         return self._step("start", self.start) if ran else self._step("prove", self.prove)
-
-    def _step(self, name: str, do: t.Callable[[], t.Mapping[str, t.Any] | None]) -> Step:
-        def noted() -> t.Mapping[str, t.Any] | None:
-            try:
-                return do()
-            except LifecycleError as exc:
-                self.failure = exc
-                raise
-
-        return Step(name, noted)
 
     def _demand_began(self) -> Began:
         if self._began is None:
@@ -602,8 +592,7 @@ class _Work:
         if began.ran and not self.guest.active():
             self.guest.start()
             what = "it has its old disks again and was started"
-        if self.failure:
-            self.failure.hint = f"{self.failure.hint} VM {self.guest.name} is not rebuilt: {what}.".lstrip()
+        self._explain(f"VM {self.guest.name} is not rebuilt: {what}.")
 
     def _put_back(self) -> bool:
         """Define the VM with its old disks, if it has others; whether it had."""

@@ -13,8 +13,9 @@ import xml.etree.ElementTree as ET
 
 from .._core.errors import Invalid, LifecycleError, NotFound, Refused, Unreachable
 from .._core.journal import Journal
-from .._images import NewImage, TextContent, digests_of
+from .._images import NewImage, TextContent
 from .._images.base import ACTIVE, Image, Spent
+from .._images.content import Hashes, hashed
 from .._libvirt import Guest
 from .._model import instance as memory
 from .._model import shelf, snapshot
@@ -106,13 +107,26 @@ def verify(context: Context, manifest: Manifest, *, thoroughly: bool) -> int:
     known: set[str] = context.once("bases that were read", set)
     ahead = [*images, *((image, sha256) for image, sha256 in bases if image.id not in known)]
     for image, sha256 in ahead:
-        with context.store.open(image) as content:
-            # Reading compares what the store tells. It need not tell this hash.
-            wanted = ["sha256"] if sha256 and "sha256" not in image.digests else []
-            if any(found != sha256 for found in digests_of(content, wanted).values()):
-                raise Invalid(f"Image {image.name} ({image.where}) is damaged: its sha256 is not {sha256}.")
+        read_back(context, image, sha256)
     known.update(image.id for image, _sha256 in bases)
     return sum(image.size for image, _sha256 in ahead)
+
+
+def read_back(context: Context, image: Image, sha256: str, go_on: t.Callable[[int], bool] | None = None) -> None:
+    """Read an image, and see that its content has that hash.
+
+    :param sha256: Hexadecimal; empty when only what the store tells can be compared.
+    :param go_on: Is told how long each block is; ``False`` ends it, and then nothing was seen.
+    :raises Invalid: It has another one.
+    """
+    # Reading compares what the store tells. It need not tell this hash.
+    wanted = ["sha256"] if sha256 and "sha256" not in image.digests else []
+    with context.store.open(image) as content, Hashes(wanted) as hashes:
+        for block in hashed(content, hashes):
+            if go_on and not go_on(len(block)):
+                return
+        if any(found != sha256 for found in hashes.told().values()):
+            raise Invalid(f"Image {image.name} ({image.where}) is damaged: its sha256 is not {sha256}.")
 
 
 def _bases(context: Context, images: t.Iterable[Image]) -> list[tuple[Image, str]]:

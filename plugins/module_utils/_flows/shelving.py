@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from .._core.clock import wait_until
-from .._core.errors import Busy, Invalid, LifecycleError, NotFound, Refused, TimedOut, Unsupported
+from .._core.errors import Busy, Invalid, NotFound, Refused, TimedOut, Unsupported
 from .._core.files import working
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
@@ -37,8 +37,9 @@ from .._model.shelve import File, Record
 from .._model.snapshot import Manifest
 from .._model.status import status_of
 from .._task import Context, Subject
-from .copying import Copied, Copier, Job, Upon, clean_up
+from .copying import Copied, Copier, Job, Upon, clean_up, whole
 from .deltas import layers_of, parent_of, properties_of
+from .noting import Noting
 from .offloading import Offloading
 from .remove import stop
 from .shelves import OFFLOAD, SHELVE, drop, told
@@ -87,7 +88,7 @@ class _Part:
         return replace(self, upon=replace(self.upon, image=image_id))
 
 
-class Shelving:
+class Shelving(Noting):
     """The steps that put one VM on its shelf."""
 
     def __init__(self, context: Context, vm: Subject, dead: Journal | None) -> None:
@@ -108,7 +109,6 @@ class Shelving:
         self.copied = Copied()
         self.copier: Copier | None = None
         self.at = ""
-        self.failure: LifecycleError | None = None
 
     # ---- looking
 
@@ -314,16 +314,6 @@ class Shelving:
         steps[0] = replace(steps[0], undo=self.take_back)
         return steps
 
-    def _step(self, name: str, do: t.Callable[[], t.Mapping[str, t.Any] | None]) -> Step:
-        def noted() -> t.Mapping[str, t.Any] | None:
-            try:
-                return do()
-            except LifecycleError as exc:
-                self.failure = exc
-                raise
-
-        return Step(name, noted)
-
     def clean_up(self) -> None:
         """Remove what a run that died has left."""
         if self.left.get("store") == self.context.store.place:
@@ -422,12 +412,7 @@ class Shelving:
     def complete(self) -> dict[str, t.Any]:
         """See that every image is whole, and protect them. The first one gets the manifest at the end."""
         store = self.context.store
-        images = []
-        for member in self.copied.members:
-            image = store.get(member.id)
-            if image is None or image.status != ACTIVE or image.size != member.size:
-                raise NotFound(f"Image {member.id} of the shelf {self.name} is not in {store.place} any more.")
-            images.append(image)
+        images = whole(self.context, self.copied, f"shelf {self.name}")
         manifest = Manifest(
             set_id=self.set_id,
             name=self.name,
@@ -480,9 +465,8 @@ class Shelving:
         if self.vm.journal is None:
             return
         take_back(self.context, self.vm, self.vm.journal.data)
-        if self.failure:
-            runs = "and runs" if self.guest.active() else "and everything of it is here"
-            self.failure.hint = f"{self.failure.hint} VM {self.guest.name} is not shelved, {runs}.".lstrip()
+        runs = "and runs" if self.guest.active() else "and everything of it is here"
+        self._explain(f"VM {self.guest.name} is not shelved, {runs}.")
 
 
 def _power(condition: str) -> str:

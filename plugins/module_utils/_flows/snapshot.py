@@ -15,7 +15,7 @@ from .._core.clock import stamp
 from .._core.errors import Invalid, NotFound, Refused, Unsupported
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
-from .._images.base import ACTIVE, Image
+from .._images.base import Image
 from .._images.rest import Layer
 from .._libvirt import Backup
 from .._model import names, shelf, snapshot
@@ -23,7 +23,7 @@ from .._model.actions import demand
 from .._model.domain import read_domain
 from .._model.snapshot import Manifest, Member
 from .._task import Context, Subject
-from .copying import Copied, Copier, Job, Upon, clean_up
+from .copying import Copied, Copier, Job, Upon, clean_up, whole
 from .deltas import layers_of, parent_of, properties_of
 
 # Where libvirt keeps the managed save images of qemu:///system.
@@ -420,12 +420,7 @@ class _Work:
         """Write the manifest, once every image is seen to be whole."""
         job, copied = self._demand_job(), self.copied
         store = self.context.store
-        images = []
-        for member in copied.members:
-            image = store.get(member.id)
-            if image is None or image.status != ACTIVE or image.size != member.size:
-                raise NotFound(f"Image {member.id} of the snapshot {self.name} is not in {store.place} any more.")
-            images.append(image)
+        images = whole(self.context, copied, f"snapshot {self.name}")
         manifest = Manifest(
             set_id=job.set_id,
             name=self.name,

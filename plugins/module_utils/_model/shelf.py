@@ -17,7 +17,7 @@ import typing as t
 import uuid
 from dataclasses import asdict, dataclass, field
 
-from .._core.errors import Ambiguous
+from .._core.errors import Ambiguous, Invalid
 from .snapshot import SET, Manifest, Stored, complete
 
 KIND = "shelf"  # image_type of the images, and kind of the manifest
@@ -81,13 +81,15 @@ class Contents:
     def load(told: t.Mapping[str, t.Any]) -> Contents:
         """What :meth:`dump` wrote, from JSON.
 
-        :raises TypeError: It is something else.
-        :raises KeyError: The same.
+        :raises Invalid: It is something else.
         """
-        values = dict(told)
-        values["networks"] = tuple((str(kind), str(name), str(mac)) for kind, name, mac in told["networks"])
-        values["leases"] = tuple(Lease(**lease) for lease in told["leases"])
-        return Contents(**values)
+        try:
+            values = dict(told)
+            values["networks"] = tuple((str(kind), str(name), str(mac)) for kind, name, mac in told["networks"])
+            values["leases"] = tuple(Lease(**lease) for lease in told["leases"])
+            return Contents(**values)
+        except (TypeError, KeyError, ValueError, AttributeError) as exc:
+            raise Invalid(f"What is known of a shelved VM cannot be read: {exc}.") from exc
 
 
 @dataclass(frozen=True)
@@ -151,19 +153,20 @@ def claims(images: t.Iterable[Stored]) -> dict[str, Claim]:
 
 
 def shelves(images: t.Sequence[Stored]) -> list[Shelf]:
-    """The whole shelves among *images*."""
+    """The whole shelves among *images*. One that cannot be read is none, as with manifests: else it would hide all the
+    others."""
     states = {image.id: image.properties.get(STATE, SHELVED) for image in images}
     claimed = claims(images)
-    return [
-        Shelf(
-            manifest,
-            Contents.load(manifest.shelf),
-            states[manifest.members[0].id],
-            claimed.get(manifest.set_id),
-        )
-        for manifest in complete(images)
-        if manifest.kind == KIND and manifest.shelf is not None
-    ]
+    found = []
+    for manifest in complete(images):
+        if manifest.kind != KIND or manifest.shelf is None:
+            continue
+        try:
+            contents = Contents.load(manifest.shelf)
+        except Invalid:
+            continue
+        found.append(Shelf(manifest, contents, states[manifest.members[0].id], claimed.get(manifest.set_id)))
+    return found
 
 
 def pick(found: t.Iterable[Shelf], named: str) -> Shelf | None:

@@ -8,6 +8,7 @@ files as they are instead; guests that run are on the lab."""
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -288,6 +289,33 @@ def test_what_cannot_be_meant_is_refused(world: World, params: dict[str, t.Any],
     told = world(**params)
     assert (told["code"], word in told["msg"]) == (code, True), told["msg"]
     assert world.store.find() == []
+
+
+@pytest.mark.parametrize("vm_state", ["rescued", "resized", "soft-delete", "error"])
+def test_what_is_in_no_plain_state_is_refused_with_the_way_out(world: World, vm_state: str) -> None:
+    world.kvm.guest().remember(Instance().marked(Mark(vm_state, "2026-01-01T00:00:00Z")))
+    for state in ("shelved", "offloaded"):
+        told = world(state)
+        assert (told["code"], "se vm" in told["msg"] or "se the module vm" in told["msg"]) == ("refused", True), told[
+            "msg"
+        ]
+    assert world.store.find() == []
+    assert world.path().exists()
+
+
+def test_a_shelf_that_cannot_be_read_hides_no_other(world: World) -> None:
+    world.define("web2")
+    world.one("shelved")
+    first = world.store.get(world.shelf().manifest.members[0].id)
+    assert first
+    told = json.loads(first.properties[snapshot.MANIFEST])
+    for wrong in ({"leases": 5}, {"networks": [["bridge"]]}, {"more": 1}, {"leases": [{"ip": "1"}]}):
+        damaged = json.dumps({**told, "shelf": {**told["shelf"], **wrong}})
+        world.store.update(first, properties={snapshot.MANIFEST: damaged})
+        assert world.shelves() == []
+    world.one("shelved", name="web2")
+    assert [each.manifest.vm for each in world.shelves()] == ["web2"]
+    assert world.one("unshelved", name="web2")["changed"]
 
 
 def test_a_suspended_vm_wants_to_be_told_of_its_memory(world: World) -> None:
