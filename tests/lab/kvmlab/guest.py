@@ -124,9 +124,9 @@ class Guest:
     # ---- console
 
     def console(self) -> str:
-        """All it has said on its serial console."""
+        """All it has said on its serial console, without the prompt that what it says next would begin behind."""
         done = self.lab.run_in(self.host, "cat", self.console_file, check=False)
-        return done.stdout.replace("\r", "")
+        return re.sub(r"^\S+ login: ", "", done.stdout.replace("\r", ""), flags=re.M)
 
     def wait_console(self, pattern: str, seconds: float = 90, count: int = 1) -> str:
         """Wait until the console has the pattern (count times); returns the last match."""
