@@ -8,4 +8,5 @@ set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 cd "$REPO" || exit 1
 
-exec mypy --cache-dir "$BUILD/mypy" "$BUILD/ansible_collections/kvmops/lifecycle/plugins" tests
+collection=$BUILD/ansible_collections/kvmops/lifecycle
+exec mypy --cache-dir "$BUILD/mypy" "$collection/plugins" "$collection/roles" tests
