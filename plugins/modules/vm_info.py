@@ -65,8 +65,8 @@ options:
         for these alone.
       - V(config) is the machine, V(disks), V(interfaces) and V(graphics) its devices.
       - V(statistics) is what it has used since it was switched on.
-      - V(guest) asks the QEMU guest agent for host name, operating system and addresses. It is not gathered by default,
-        because the guest has to answer.
+      - V(guest) asks the QEMU guest agent for host name, operating system, file systems and addresses. It is not
+        gathered by default, because the guest has to answer.
       - V(all) is everything.
     type: list
     elements: str
@@ -74,8 +74,8 @@ options:
     default: [status, config, disks, interfaces, graphics, statistics]
   guest_timeout:
     description:
-      - Seconds to wait for the guest agent of a VM. Agents are asked at the same time, and one that hangs holds up
-        nothing else.
+      - Seconds that the guest agent of a VM has for each answer. Agents are asked at the same time, and one that hangs
+        holds up nothing else.
     type: int
     default: 10
   image_store:
@@ -720,6 +720,41 @@ vms:
           type: dict
           returned: always
           sample: {id: debian, name: Debian GNU/Linux, version_id: "12", kernel_release: 6.1.0-18-amd64}
+        filesystems:
+          description: The file systems that the guest has mounted from its disks; none when unknown.
+          type: list
+          elements: dict
+          returned: always
+          contains:
+            mountpoint:
+              description: Where; a drive's letter in Windows.
+              type: str
+              returned: always
+              sample: /
+            type:
+              description: Its kind.
+              type: str
+              returned: always
+              sample: ext4
+            name:
+              description: What the guest calls the device that it is on.
+              type: str
+              returned: always
+              sample: vda2
+            total:
+              description: Its size in bytes, as its users see it; V(null) when the agent does not tell.
+              type: int
+              returned: always
+            used:
+              description: How much of it is used, in bytes; V(null) when the agent does not tell.
+              type: int
+              returned: always
+            disks:
+              description: The targets of the disks that it lies on, as in RV(vms[].disks[].target).
+              type: list
+              elements: str
+              returned: always
+              sample: [vda]
 """
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.spec import connection, image_store

@@ -10,7 +10,7 @@ import typing as t
 from datetime import datetime, timedelta, timezone
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.clock import Clock
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import LifecycleError, NotFound
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import LifecycleError, NotFound, Unreachable
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.guest import Guest
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import Instance
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.status import (
@@ -58,6 +58,7 @@ class FakeGuest(Guest):
     :param deaf_for: Seconds after a boot in which requests are not heard.
     :param agent_after: Seconds from boot until its agent opens the channel; ``None`` without an agent.
     :param agent_hangs: Whether its agent holds the channel open and answers nothing.
+    :param agent_system: The operating system that its agent tells.
     :param agent_ends: Whether its agent ends with the first request to shut down that is heard, whatever comes of it.
     :param saved_as: What the guest in the managed save image was doing.
     :param image: What the guest was doing that is in the managed save image; empty without one.
@@ -65,6 +66,7 @@ class FakeGuest(Guest):
     :param refuses: Methods that fail, with what they say.
     :param asked: When it was asked to shut down since it booted.
     :param times_set: How often its clock was set.
+    :param passwords: Those that were set, by user, and whether each is a hash.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class FakeGuest(Guest):
         agent_after: float | None = None,
         agent_ends: bool = False,
         agent_hangs: bool = False,
+        agent_system: str = "debian",
         saved_as: str = "running",
         persistent: bool = True,
         refuses: t.Mapping[str, str] | None = None,
@@ -91,6 +94,7 @@ class FakeGuest(Guest):
         self.agent_after = agent_after
         self.agent_ends = agent_ends
         self.agent_hangs = agent_hangs
+        self.agent_system = agent_system
         self.persistent = persistent
         self.refuses = dict(refuses or {})
         self.memory = Instance()
@@ -101,6 +105,7 @@ class FakeGuest(Guest):
         self.asked: list[float] = []
         self.ways: list[str] = []
         self.times_set = 0
+        self.passwords: dict[str, tuple[str, bool]] = {}
 
     # ---- looking
 
@@ -199,6 +204,21 @@ class FakeGuest(Guest):
         self._need("set_time", "running")
         self.times_set += 1
         return True
+
+    # ---- the guest agent
+
+    def system(self, *, patience: int) -> str:
+        if self.agent_hangs:
+            self.clock.sleep(patience)
+            raise Unreachable("Failed to ask the agent: it does not answer.")
+        return self.agent_system
+
+    def set_password(self, user: str, password: str, *, encrypted: bool, patience: int) -> None:
+        self._need("set_password", "running")
+        if self.agent_hangs:
+            self.clock.sleep(patience)
+            raise Unreachable("Failed to set the password: it does not answer.")
+        self.passwords[user] = (password, encrypted)
 
     # ----
 

@@ -37,6 +37,8 @@ GROUPS = ("status", "config", "disks", "interfaces", "graphics", "statistics", "
 # Those for which the domain's XML is read.
 _IN_XML = {"config", "disks", "interfaces", "graphics", "guest"}
 _OFFLOADED = shelf.VM_STATES[shelf.OFFLOADED]
+# Seconds in which libvirt tells that an agent had no time left.
+_GRACE = 3
 _FLAGS = ("active", "persistent", "managedsave", "autostart", "has_snapshot", "has_checkpoint")
 
 
@@ -80,7 +82,7 @@ class Inquiry:
     :param shelved: Tell what the image store knows as well, also of VMs that no host has.
     """
 
-    def __init__(self, context: Context, gather: t.AbstractSet[str], patience: float, *, shelved: bool = False) -> None:
+    def __init__(self, context: Context, gather: t.AbstractSet[str], patience: int, *, shelved: bool = False) -> None:
         self.context = context
         self.host = context.host
         self.bulk = Bulk(context.host)
@@ -296,18 +298,20 @@ class Inquiry:
             for sight in sights
             if sight.seen.state == status.RUNNING and sight.domain is not None and sight.domain.agent
         ]
-        for sight, answer in zip(chosen, within(self._ask_agent, chosen, seconds=self.patience)):
+        # libvirt gives up by itself, and only then lets others talk to the agent.
+        patience = self.patience + _GRACE
+        for sight, answer in zip(chosen, within(self._ask_agent, chosen, seconds=patience)):
             if answer is None:
-                sight.problems.append(f"The guest agent did not answer within {self.patience:g} seconds.")
+                sight.problems.append(f"The guest agent did not answer within {patience:g} seconds.")
             elif isinstance(answer, LifecycleError):
                 sight.problems.append(str(answer))
             else:
-                sight.agent = answer
+                sight.agent, refused = answer
+                sight.problems += refused
 
-    @staticmethod
-    def _ask_agent(sight: Sight) -> Result | LifecycleError:
+    def _ask_agent(self, sight: Sight) -> tuple[Result, list[str]] | LifecycleError:
         try:
-            return Details(sight.guest).agent()
+            return Details(sight.guest).agent(patience=self.patience)
         except LifecycleError as exc:
             return exc
 

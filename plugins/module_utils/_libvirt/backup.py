@@ -27,7 +27,7 @@ from .._core.files import working
 from .._model.status import PAUSED
 from .errors import doing
 from .guard import FREEZE, PAUSE, Guard
-from .guest import Guest
+from .guest import AGENT_PATIENCE, Guest
 
 _NO_DOMAIN_CHECKPOINT = 103
 _NO_DOMAIN_BACKUP = 104
@@ -35,11 +35,6 @@ _CHECKPOINT_INCONSISTENT = 109
 _PAUSED_IOERROR = 5
 # Where libvirt keeps a directory for each running VM of qemu:///system.
 _DIRECTORY = "/var/lib/libvirt/qemu"
-# Seconds that an agent has to answer when we are done with it. libvirt's default is for ever, and the setting is one
-# for all who talk to the agent: a call that comes between two settings of ours would hang for ever with the agent.
-_AGENT_USUAL = 600
-# Seconds for an agent that has to do nothing but answer.
-_AGENT_TIMEOUT = 5
 
 
 class CheckpointLost(Exception):
@@ -308,7 +303,7 @@ class Backup:
                     hint="Install and start qemu-guest-agent in the guest, or say quiesce: preferred.",
                 )
             guard.owe(FREEZE)
-            with self._answering_within(timeout):
+            with self.guest.answering_within(timeout):
                 frozen = self.guest.freeze()
         except LifecycleError as exc:
             # Not paid: an agent that did not answer in time may freeze the guest yet, so the guard thaws it.
@@ -320,7 +315,7 @@ class Backup:
         return frozen
 
     def _thaw(self, guard: Guard, held: Held, frozen: int, timeout: int) -> None:
-        with self._answering_within(timeout):
+        with self.guest.answering_within(timeout):
             thawed = self.guest.thaw()
         guard.paid(FREEZE)
         if thawed < frozen:  # by an agent that gives up by itself, as Windows' does, or by somebody else
@@ -329,16 +324,8 @@ class Backup:
 
     def thaw(self) -> None:
         """Thaw a guest that an attempt may have left frozen. An agent that does not answer cannot have frozen it."""
-        with contextlib.suppress(Unreachable), self._answering_within(_AGENT_TIMEOUT):
+        with contextlib.suppress(Unreachable), self.guest.answering_within(AGENT_PATIENCE):
             self.guest.thaw()
-
-    @contextlib.contextmanager
-    def _answering_within(self, seconds: int) -> t.Iterator[None]:
-        self.guest.set_agent_timeout(seconds)
-        try:
-            yield
-        finally:
-            self.guest.set_agent_timeout(_AGENT_USUAL)
 
 
 def _disks_of(checkpoint: t.Any) -> list[str]:

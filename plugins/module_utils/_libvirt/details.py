@@ -13,7 +13,7 @@ try:
 except ImportError:  # run_query() tells the user
     libvirt = None
 
-from .._core.errors import LifecycleError, Unreachable, Unsupported
+from .._core.errors import LifecycleError, NotFound, TimedOut, Unreachable, Unsupported
 from .._model.info import Address
 from .errors import doing
 from .guest import Guest
@@ -88,28 +88,38 @@ class Details:
             if card["hwaddr"]
         }
 
-    def agent(self) -> dict[str, t.Any]:
-        """What the guest agent tells in one go: host name, operating system, addresses.
+    def agent(self, *, patience: int) -> tuple[dict[str, t.Any], list[str]]:
+        """What the guest agent tells in one go: host name, operating system, addresses, file systems; and what of it it
+        refuses to tell, as sentences.
 
+        :param patience: Seconds that it has for each answer.
         :raises Unreachable: It does not answer.
+        :raises TimedOut: Another call waits for it.
         """
-        known = (
+        kinds = (
             libvirt.VIR_DOMAIN_GUEST_INFO_HOSTNAME,
             libvirt.VIR_DOMAIN_GUEST_INFO_OS,
             libvirt.VIR_DOMAIN_GUEST_INFO_INTERFACES,
+            libvirt.VIR_DOMAIN_GUEST_INFO_FILESYSTEM,
         )
-        try:
-            return self._ask(known[0] | known[1] | known[2])
-        except Unreachable:
-            raise
-        except LifecycleError:  # an old agent, or one that may not do all of it: what it can, one by one
-            told: dict[str, t.Any] = {}
-            for kind in known:
-                try:
-                    told.update(self._ask(kind))
-                except Unsupported:
-                    continue
-            return told
+        with self.guest.answering_within(patience):
+            try:
+                return self._ask(kinds[0] | kinds[1] | kinds[2] | kinds[3]), []
+            except (NotFound, TimedOut, Unreachable):
+                raise
+            except LifecycleError:  # an old agent, or one that may not do all of it: what it can, one by one
+                told: dict[str, t.Any] = {}
+                refused: list[str] = []
+                for kind in kinds:
+                    try:
+                        told.update(self._ask(kind))
+                    except (NotFound, TimedOut, Unreachable):
+                        raise
+                    except Unsupported:
+                        continue
+                    except LifecycleError as exc:
+                        refused.append(str(exc))
+                return told, refused
 
     def _ask(self, kinds: int) -> dict[str, t.Any]:
         with doing(f"ask the guest agent of VM {self.guest.name}"):

@@ -16,7 +16,7 @@ except ImportError:  # run_module() tells the user
     libvirt = None
 
 from .._core import lock
-from .._core.errors import LifecycleError, Unreachable
+from .._core.errors import LifecycleError, NotFound, TimedOut, Unreachable
 from .._model import instance as memory
 from .._model.instance import Instance
 from .._model.status import Observation
@@ -28,6 +28,9 @@ if t.TYPE_CHECKING:
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 # Seconds that an agent has which has nothing to do but to answer.
 AGENT_PATIENCE = 5
+# Seconds that an agent has to answer when we are done with it. libvirt's default is for ever, and the setting is one
+# for all who talk to the agent: a call that comes between two settings of ours would hang for ever with the agent.
+AGENT_USUAL = 600
 
 
 class Guest:
@@ -180,7 +183,7 @@ class Guest:
     # ---- the guest agent
 
     def set_agent_timeout(self, seconds: int) -> None:
-        """How long libvirt waits for an answer of the agent, from now on and for everybody; -2 is for ever.
+        """How long libvirt waits for an answer of the agent, from now on and for everybody.
 
         Without a limit a call to an agent that hangs does not return (libvirt 9.0).
         """
@@ -199,12 +202,40 @@ class Guest:
 
     @contextlib.contextmanager
     def answering_within(self, seconds: int) -> t.Iterator[None]:
-        """Give the agent that time for each answer in the body."""
-        self.set_agent_timeout(seconds)
+        """Give the agent that time for each answer in the body: at least a second, for less means "not at all" or "for
+        ever" to libvirt."""
+        self.set_agent_timeout(max(seconds, 1))
         try:
             yield
         finally:
-            self.set_agent_timeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
+            self.set_agent_timeout(AGENT_USUAL)
+
+    def system(self, *, patience: int) -> str:
+        """The guest's operating system as its agent calls it (``debian``, ``mswindows``); empty when it does not tell,
+        as old agents do.
+
+        :param patience: Seconds that the agent has to answer.
+        :raises Unreachable: It does not.
+        :raises TimedOut: Another call waits for it.
+        """
+        with self.answering_within(patience):
+            try:
+                with doing(f"ask the agent of VM {self.name} for the operating system"):
+                    return str(self.domain.guestInfo(libvirt.VIR_DOMAIN_GUEST_INFO_OS, 0).get("os.id", ""))
+            except (NotFound, TimedOut, Unreachable):
+                raise
+            except LifecycleError:
+                return ""
+
+    def set_password(self, user: str, password: str, *, encrypted: bool, patience: int) -> None:
+        """Set the password of *user* in the guest, through its agent.
+
+        :param encrypted: It is a hash, as crypt(3) makes it.
+        :param patience: Seconds that the agent has to answer.
+        """
+        flags = libvirt.VIR_DOMAIN_PASSWORD_ENCRYPTED if encrypted else 0
+        with self.answering_within(patience), doing(f"set the password of {user} in VM {self.name}"):
+            self.domain.setUserPassword(user, password, flags)
 
     def freeze(self) -> int:
         """Freeze the guest's file systems (virDomainFSFreeze); how many."""

@@ -302,4 +302,18 @@ def tell_guest(agent: str, raw: t.Mapping[str, t.Any]) -> Result:
         "agent": agent,
         "hostname": raw.get("hostname", ""),
         "os": {key[len("os.") :].replace("-", "_"): value for key, value in raw.items() if key.startswith("os.")},
+        "filesystems": [_tell_filesystem(raw, f"fs.{number}") for number in range(raw.get("fs.count", 0))],
+    }
+
+
+def _tell_filesystem(raw: t.Mapping[str, t.Any], one: str) -> Result:
+    """:param one: Its prefix in *raw*."""
+    disks = [f"{one}.disk.{number}" for number in range(raw.get(f"{one}.disk.count", 0))]
+    return {
+        "mountpoint": raw.get(f"{one}.mountpoint", ""),
+        "type": raw.get(f"{one}.fstype", ""),
+        "name": raw.get(f"{one}.name", ""),
+        "total": raw.get(f"{one}.total-bytes"),
+        "used": raw.get(f"{one}.used-bytes"),
+        "disks": [raw[f"{disk}.alias"] for disk in disks if f"{disk}.alias" in raw],
     }

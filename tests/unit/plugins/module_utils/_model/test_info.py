@@ -173,5 +173,35 @@ def test_a_guest_is_told_by_its_agent() -> None:
         "agent": "connected",
         "hostname": "web1",
         "os": {"id": "debian", "version_id": "12"},
+        "filesystems": [],
     }
-    assert tell_guest("absent", {}) == {"agent": "absent", "hostname": "", "os": {}}
+    assert tell_guest("absent", {}) == {"agent": "absent", "hostname": "", "os": {}, "filesystems": []}
+
+
+def test_the_guests_file_systems_are_told_with_the_disks_that_they_lie_on() -> None:
+    raw = {
+        "fs.count": 2,
+        "fs.0.name": "dm-0",
+        "fs.0.mountpoint": "/",
+        "fs.0.fstype": "ext4",
+        "fs.0.total-bytes": 40914944,
+        "fs.0.used-bytes": 8706048,
+        "fs.0.disk.count": 3,
+        "fs.0.disk.0.alias": "vda",
+        "fs.0.disk.0.device": "/dev/vda2",
+        "fs.0.disk.1.device": "/dev/nowhere",  # which libvirt does not find among the VM's disks
+        "fs.0.disk.2.alias": "vdb",
+        "fs.1.name": "old",
+        "fs.1.mountpoint": "/old",
+        "fs.1.fstype": "xfs",
+    }
+    first, second = tell_guest("connected", raw)["filesystems"]
+    assert first == {
+        "mountpoint": "/",
+        "type": "ext4",
+        "name": "dm-0",
+        "total": 40914944,
+        "used": 8706048,
+        "disks": ["vda", "vdb"],
+    }
+    assert (second["mountpoint"], second["total"], second["used"], second["disks"]) == ("/old", None, None, [])
