@@ -23,8 +23,8 @@ import pytest
 
 from tests.lab.kvmlab import glance, hosts, util
 from tests.lab.kvmlab.glance_template import GLANCE_URL
-from tests.lab.kvmlab.guest import Guest
-from tests.lab.kvmlab.lab import BASE, HERE, PRIVATE, SHARED, VENV, Lab, labs_under
+from tests.lab.kvmlab.guest import NO_INIT, Guest
+from tests.lab.kvmlab.lab import BASE, HERE, IMAGES, PRIVATE, SHARED, VENV, Lab, labs_under
 from tests.lab.kvmlab.util import LabError, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -305,6 +305,51 @@ def test_kinds_of_guests(lab: Lab) -> None:
     assert "192.168.122." in guests["uefi"].virsh("domifaddr", "uefi", "--source", "lease")
     for item in guests.values():
         item.virsh("destroy", item.name)
+
+
+def test_broken_guests_are_repaired_from_a_rescue_system(lab: Lab) -> None:
+    """One without /sbin/init, and one without boot loader; the rescue disk beside the broken one."""
+    guests = {name: Guest(lab, host, name, PRIVATE) for host, name in (("kvm1", "noinit"), ("kvm2", "noloader"))}
+    for guest in guests.values():
+        guest.make_disk()
+        guest.define()
+        guest.start()
+    for guest in guests.values():
+        guest.wait_up()
+    guests["noinit"].break_init()
+    guests["noloader"].break_loader()
+    for guest in guests.values():
+        guest.virsh("reset", guest.name)
+    guests["noinit"].wait_console(NO_INIT, seconds=180)
+    assert guests["noloader"].console().count("GUEST-UP") == 1
+
+    def redefine(guest: Guest, **options: Any) -> None:
+        guest.virsh("destroy", guest.name)
+        guest.virsh("undefine", guest.name)
+        guest.define(**options)
+        guest.start()
+
+    for guest in guests.values():
+        path = f"{PRIVATE}/{guest.name}.rescue.qcow2"
+        lab.run_in(guest.host, "cp", f"{IMAGES}/rescue.qcow2", path)
+        redefine(
+            guest,
+            os=" ",
+            devices=f"<disk type='file'><driver name='qemu' type='qcow2'/><source file='{path}'/>"
+            "<target dev='vdb' bus='virtio'/><boot order='1'/></disk>",
+        )
+    for guest in guests.values():
+        guest.wait_console("^GUEST-UP rescue", seconds=180)
+        guest.wait_agent()
+        assert re.search("^DISK vda2 guest$", guest.console(), re.M)
+    guests["noinit"].repair_init("vda")
+    guests["noloader"].repair_loader("vda", "vdb")
+    for guest in guests.values():
+        redefine(guest)
+    for guest in guests.values():
+        guest.wait_up(boots=3, seconds=180)
+        assert guest.run("hostname") == "guest"
+        guest.virsh("destroy", guest.name)
 
 
 # ---- faults

@@ -52,6 +52,9 @@ _XML = """\
 
 _TARGETS = {"virtio": "vda", "scsi": "sda", "sata": "sda", "ide": "hda"}
 
+# What the console of a guest without /sbin/init says, again and again.
+NO_INIT = "Kernel panic - not syncing: "
+
 
 def domain_xml(
     name: str,
@@ -196,6 +199,39 @@ class Guest:
                 return int(status.get("exitcode", 128 + status.get("signal", 0))), output.decode(errors="replace")
             time.sleep(0.1)
         raise LabError(f"{self.name}: {script!r} is not done after {seconds} s")
+
+    # ---- broken, and repaired from a rescue system
+
+    def run(self, script: str, seconds: float = 60) -> str:
+        """Run a shell script in the guest that must not fail; what it says."""
+        code, said = self.execute(f"set -e; {script}", seconds=seconds)
+        if code:
+            raise LabError(f"{self.name}: exit code {code} of {script!r}: {said}")
+        return said.strip()
+
+    def break_init(self) -> None:
+        """Take /sbin/init from its root file system: from the next boot on its kernel panics, boots again, and so on.
+        The console says :data:`NO_INIT`."""
+        self.run("rm /sbin/init; sync")
+
+    def break_loader(self, disk: str = "vda") -> None:
+        """Take its boot loaders away, of BIOS and of UEFI: from the next boot on its console stays empty."""
+        self.run(
+            f"dd if=/dev/zero of=/dev/{disk} bs=440 count=1 conv=notrunc 2>/dev/null;"
+            f" mount -t vfat /dev/{disk}1 /mnt; rm -r /mnt/EFI; umount /mnt; sync"
+        )
+
+    def repair_init(self, disk: str) -> None:
+        """In a rescue system: undo :meth:`break_init` of the guest whose root disk is *disk* (``vda``)."""
+        self.run(f"mount -t ext4 /dev/{disk}2 /mnt; ln -s ../bin/busybox /mnt/sbin/init; umount /mnt; sync")
+
+    def repair_loader(self, disk: str, own: str) -> None:
+        """In a rescue system: undo :meth:`break_loader`, with the boot loaders of the rescue disk *own*."""
+        self.run(
+            f"dd if=/dev/{own} of=/dev/{disk} bs=440 count=1 conv=notrunc 2>/dev/null; mkdir -p /tmp/own;"
+            f" mount -t vfat -o ro /dev/{own}1 /tmp/own; mount -t vfat /dev/{disk}1 /mnt;"
+            " cp -R /tmp/own/EFI /mnt/; umount /mnt; umount /tmp/own; sync"
+        )
 
     def counter_on_disk(self) -> list[int]:
         """All numbers in the guest's log: 1, 2, 3, ... when none was lost and none came twice."""
