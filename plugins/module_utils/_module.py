@@ -5,8 +5,8 @@
 """Look, plan, act, report: the only place that knows check mode, diff, ``exit_json`` and ``fail_json``.
 
 A module that acts gives :func:`run_module` one function that looks at one VM and returns a :class:`.Plan`. A module
-that only looks gives :func:`run_query` one function that returns the result. Those that are about images and not about
-VMs give theirs to :func:`run_images` and :func:`run_images_query`.
+that only looks gives :func:`run_query` one function that returns the result, or :func:`run_queries` one that looks at
+one VM. Those that are about images and not about VMs give theirs to :func:`run_images` and :func:`run_images_query`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ Result = dict[str, t.Any]
 
 Decide = t.Callable[[Context, Subject], Plan]
 Ask = t.Callable[[Context], Result]
+AskOne = t.Callable[[Context, Subject, Result], None]
 DecideImages = t.Callable[[StoreContext], Plan]
 DecideHost = t.Callable[[Context], Plan]
 AskImages = t.Callable[[StoreContext], t.Sequence[Image]]
@@ -84,6 +85,36 @@ def run_query(spec: Spec, ask: Ask, **options: t.Any) -> None:
     finally:
         context.close()
     module.exit_json(changed=False, **found)
+
+
+def run_queries(spec: Spec, ask: AskOne, **options: t.Any) -> None:
+    """Run a module that only looks at VMs, each by itself.
+
+    :param spec: Argument spec; it has the parts ``connection`` and ``selection`` of :mod:`._core.spec`.
+    :param ask: Looks at one VM, and puts what it found into the result. What it has put there stays when it fails.
+    """
+    module = _module(spec, **options)
+    context = _connect(module)
+
+    def one(subject: Subject | LifecycleError) -> _Outcome:
+        if isinstance(subject, LifecycleError):
+            return _failed({"name": str(subject.details.get("name", ""))}, subject)
+        guest, _seen, state = subject.there()
+        result: Result = {"name": subject.name, "uuid": guest.uuid, "host": context.host.name, "changed": False}
+        result.update(status=state.status, power_state=state.power_state)
+        try:
+            ask(context, subject, result)
+        except LifecycleError as exc:
+            return _failed(result, exc)
+        return _Outcome(result)
+
+    try:
+        outcomes = spread(one, _select(context, False, None, None), workers=context.params["concurrency"])
+    except LifecycleError as exc:
+        _fail(module, exc)
+    finally:
+        context.close()
+    _report(module, outcomes)
 
 
 def run_images(

@@ -33,18 +33,21 @@ def _ring(inside: str = "", outside: str = "") -> Ring:
 
 # Who may import whom: from the collection, and from the world outside.
 RINGS = {
+    "action": _ring(inside="_core", outside="ansible"),
     "modules": _ring(inside="_module _flows _task _model _core _libvirt _images", outside="ansible.module_utils"),
     "_module": _ring(inside="_task _model _core _libvirt _images", outside="ansible.module_utils"),
-    "_flows": _ring(inside="_task _model _core _libvirt _images"),
+    "_flows": _ring(inside="_task _model _core _libvirt _images _console"),
     "_task": _ring(inside="_model _core _libvirt _images"),
     "_libvirt": _ring(inside="_model _core", outside="libvirt libvirt_qemu"),
     "_images": _ring(inside="_core", outside="keystoneauth1 nbd nbdkit openstack oslo_utils pycdlib requests"),
+    "_console": _ring(inside="_core", outside="PIL cryptography jwcrypto"),
     "_model": _ring(inside="_core"),
     "_core": _ring(),
     "doc_fragments": _ring(),
 }
 
-# How a task ends and what check mode means is decided in one place.
+# How a task ends and what check mode means is decided in one place; the half of a task that is the controller's has to
+# know check mode by itself.
 ONLY_IN_MODULE = {"check_mode", "supports_check_mode", "exit_json", "fail_json"}
 
 LICENCE_HEADER = (
@@ -105,7 +108,7 @@ def import_violations(path: PurePosixPath, source: str) -> list[str]:
 
 def word_violations(path: PurePosixPath, source: str) -> list[str]:
     """Where a file below plugins/ does what is _module.py's to do."""
-    if ring_of(path) == "_module":
+    if ring_of(path) in ("_module", "action"):
         return []
     names = {identifier(node) for node in ast.walk(ast.parse(source))}
     return [f"{path}: only _module.py says {name}" for name in sorted(ONLY_IN_MODULE) if name in names]
@@ -205,6 +208,9 @@ def test_no_file_knows_the_machine_it_was_written_on() -> None:
         ("modules/vm.py", "import libvirt"),
         ("modules/vm.py", "from oslo_utils.imageutils import format_inspector"),
         ("modules/vm.py", "from ansible.plugins.action import ActionBase"),
+        ("modules/vm.py", f"from {COLLECTION}.plugins.module_utils import _console"),
+        ("action/vm.py", f"from {COLLECTION}.plugins.module_utils import _libvirt"),
+        ("module_utils/_console/token.py", "import libvirt"),
         ("module_utils/_other/x.py", ""),
         ("lookup/vm.py", ""),
     ],

@@ -11,6 +11,7 @@ from .bases import Base, Source
 from .bulk import Bulk
 from .cache import BaseCache
 from .chains import Chains
+from .consoles import Log, Terminal, screenshot
 from .definition import Below, Definition
 from .details import Details
 from .errors import MISSING
@@ -45,6 +46,7 @@ __all__ = [
     "Host",
     "Launcher",
     "Leases",
+    "Log",
     "Patience",
     "Platform",
     "Power",
@@ -53,11 +55,13 @@ __all__ = [
     "Source",
     "Storage",
     "Swap",
+    "Terminal",
     "on_file",
     "on_variables",
     "open_host",
     "pick",
     "put_instance",
     "remove_files",
+    "screenshot",
     "storage_of",
 ]

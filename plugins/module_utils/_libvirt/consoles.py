@@ -1,0 +1,206 @@
+# Copyright (c) 2026 kvmops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Private to the collection kvmops.lifecycle: no part of its public interface.
+"""What a VM shows to whom looks: the log of its console, the console itself, its screen."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import stat
+import types
+import typing as t
+
+try:
+    import libvirt
+except ImportError:  # run_queries() tells the user
+    libvirt = None
+
+from .._core.errors import Busy, LifecycleError, NoSpace
+from .._core.files import working
+from .._model.console import FINGERPRINT, Position
+from .errors import doing
+from .guest import Guest
+
+# Bytes that are read of a stream at once, as many as libvirt sends.
+_CHUNK = 262120
+# Bytes of a picture: a screen of 8192 by 8192 without compression.
+MAX_PICTURE = 3 * 8192 * 8192 + 1024
+
+
+class Log:
+    """The log of a console as it is at one moment, with what was rotated away: to PATH.0 by virtlogd and to PATH.1 by
+    logrotate, and on from there. For a ``with``. Places in it are counted in bytes from the oldest.
+
+    :param path: On this machine.
+    :raises Denied: We may not read it.
+    :raises LifecycleError: It is no regular file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._files: list[tuple[int, int, int]] = []  # descriptor, inode, bytes; the oldest first
+        try:
+            self._open(path)
+        except BaseException:
+            self._close()
+            raise
+
+    def _open(self, path: str) -> None:
+        # The newest first: what is rotated meanwhile is met a second time, and not missed.
+        seen: set[int] = set()
+        for number in itertools.count(-1):
+            name = path if number < 0 else f"{path}.{number}"
+            try:
+                with working(f"read the console's log {name}"):
+                    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            except LifecycleError as exc:
+                if exc.code != "not_found":
+                    raise
+                if number > 0:
+                    break
+                continue
+            told = os.fstat(descriptor)
+            if not stat.S_ISREG(told.st_mode) or told.st_ino in seen:
+                os.close(descriptor)
+                if told.st_ino in seen:
+                    continue
+                raise LifecycleError(f"Failed to read the console's log {name}: it is no regular file.")
+            seen.add(told.st_ino)
+            self._files.insert(0, (descriptor, told.st_ino, told.st_size))
+
+    @property
+    def there(self) -> bool:
+        """Whether there is any file of it."""
+        return bool(self._files)
+
+    @property
+    def size(self) -> int:
+        """Bytes in all of it."""
+        return sum(size for _descriptor, _inode, size in self._files)
+
+    def read(self, begin: int, end: int) -> bytes:
+        """The bytes between two places."""
+        found, start = [], 0
+        for descriptor, _inode, size in self._files:
+            first, last = max(begin - start, 0), min(end - start, size)
+            if first < last:
+                with working(f"read the console's log {self.path}"):
+                    found.append(os.pread(descriptor, last - first, first))
+            start += size
+        return b"".join(found)
+
+    def position(self, place: int, *, uuid: str, run: int) -> Position:
+        """What :meth:`find` finds that place by later."""
+        start = 0
+        for descriptor, inode, size in self._files:
+            if place - start <= size and (place - start < size or descriptor == self._files[-1][0]):
+                return Position(uuid, run, inode, place - start, _fingerprint(descriptor, place - start))
+            start += size
+        return Position(uuid, run)
+
+    def find(self, position: Position, *, anew: bool = False) -> int | None:
+        """The place, or ``None`` when its file is not there any more. Where it was emptied since: its beginning.
+
+        :param anew: It is known to have been emptied.
+        """
+        start, same, copies = 0, None, []
+        for descriptor, inode, size in self._files:
+            whole = size >= position.offset and _fingerprint(descriptor, position.offset) == position.fingerprint
+            if inode == position.inode:
+                if whole and not anew:
+                    return start + position.offset
+                same = start
+            elif whole and position.offset:
+                copies.append(start + position.offset)
+            start += size
+        # logrotate may leave a copy, and empty the file.
+        return copies[-1] if copies else same
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        while self._files:
+            os.close(self._files.pop()[0])
+
+
+def _fingerprint(descriptor: int, offset: int) -> str:
+    size = min(FINGERPRINT, offset)
+    return hashlib.sha256(os.pread(descriptor, size, offset - size)).hexdigest()[:16]
+
+
+class Terminal:
+    """The console of a running VM, listened to. For a ``with``.
+
+    :raises Busy: Somebody else has it open.
+    :raises LifecycleError: The VM is off, or has no such console.
+    """
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+        with doing(f"open the console of VM {guest.name}"):
+            # The remote driver would wait for the guest's next byte for ever.
+            self._stream = guest.host.connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
+            try:
+                guest.domain.openConsole(None, self._stream, 0)
+            except libvirt.libvirtError as exc:
+                if "active console session" in str(exc).lower():
+                    raise Busy(
+                        f"Failed to open the console of VM {guest.name}: somebody else has it open.",
+                        hint="End that session, or give the console a log: <log file='...' append='on'/>.",
+                    ) from exc
+                raise
+
+    def read(self) -> bytes | None:
+        """What the guest has said since; ``None`` when that is nothing, and no bytes when the console is closed."""
+        try:
+            found = self._stream.recv(_CHUNK)
+        except libvirt.libvirtError:  # the VM was switched off
+            return b""
+        return None if found == -2 else bytes(found)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        with contextlib.suppress(libvirt.libvirtError):  # it has ended by itself
+            self._stream.abort()
+
+
+def screenshot(guest: Guest) -> bytes:
+    """A picture of the first screen of a running VM (virDomainScreenshot), PPM or PNG as QEMU gives it.
+
+    :raises LifecycleError: It has none, or the VM is off.
+    """
+    picture = bytearray()
+
+    def received(_stream: t.Any, block: bytes, _opaque: t.Any) -> int:
+        picture.extend(block)
+        return -1 if len(picture) > MAX_PICTURE else 0
+
+    with doing(f"take a picture of the screen of VM {guest.name}"):
+        stream = guest.host.connection.newStream(0)
+        try:
+            guest.domain.screenshot(stream, 0, 0)
+            stream.recvAll(received, None)
+            stream.finish()
+        except BaseException:
+            with contextlib.suppress(libvirt.libvirtError):
+                stream.abort()
+            if len(picture) > MAX_PICTURE:
+                raise NoSpace(
+                    f"Failed to take a picture of the screen of VM {guest.name}: it has more than {MAX_PICTURE} bytes."
+                ) from None
+            raise
+    return bytes(picture)
