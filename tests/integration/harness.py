@@ -182,6 +182,20 @@ class Played:
         return self.last
 
 
+class Running(subprocess.Popen[str]):
+    """A playbook that runs."""
+
+    def __init__(self, command: list[str], env: dict[str, str], results: Path, output: t.TextIO) -> None:
+        super().__init__(command, env=env, text=True, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        self._results = results
+        self._output = Path(output.name)
+
+    def played(self, seconds: float = 300) -> Played:
+        """What came of it, when it has ended."""
+        code = self.wait(seconds)
+        return Played(code, self._output.read_text(encoding="utf-8"), read_results(self._results))
+
+
 Task = dict[str, t.Any]
 
 
@@ -245,12 +259,11 @@ class Playbook:
         return self({**task, "environment": {"PYTHONPATH": "/tmp/saboteur", **environment}}, host=host)
 
     @contextlib.contextmanager
-    def running(self, tasks: t.Sequence[Task], *options: str, host: str = "kvm1") -> t.Iterator[subprocess.Popen[str]]:
+    def running(self, tasks: t.Sequence[Task], *options: str, host: str = "kvm1") -> t.Iterator[Running]:
         """The playbook, running; ended at the latest with the body."""
-        command, env, _results = self.start(tasks, host, *options)
-        with subprocess.Popen(
-            command, env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
+        command, env, results = self.start(tasks, host, *options)
+        output = results.with_name("output")
+        with output.open("w", encoding="utf-8") as file, Running(command, env, results, file) as process:
             try:
                 yield process
             finally:

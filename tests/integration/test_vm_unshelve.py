@@ -607,8 +607,7 @@ def test_the_module_and_libvirtd_and_qemu_are_killed_in_a_pull(lab: Lab, play: P
         lab.fault(THERE, "kill-libvirtd")
         time.sleep(1)
         lab.fault(THERE, "start-libvirtd")
-        wait_for(lambda: run.poll() is not None, 120)
-        assert run.returncode == 0
+        run.played().ok()
     counted(guest, before, boots=2)
     assert blob(guest) == data
     assert on_shelf(lab) == []
@@ -683,8 +682,7 @@ def test_a_vm_runs_at_once_out_of_glance_whatever_glance_does(
         assert lab.state(THERE, "a").startswith("running")
         glance.fault("start")
         glance.heal()
-        wait_for(lambda: run.poll() is not None, 240)
-        assert run.returncode == 0
+        run.played().ok()
     counted(guest, before)
     assert blob(guest) == data
     assert bridges(lab) == []

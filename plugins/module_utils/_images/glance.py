@@ -610,10 +610,16 @@ class _Download:
     def _blocks(self) -> t.Iterator[Block]:
         pieces = self._response.iter_content(_CHUNK)
         pending = bytearray()
+        # As HTTP announced it: not every urllib3 compares, and over TLS a lost connection looks like an end.
+        announced = self._response.headers.get("Content-Length", "")
+        missing = int(announced) if announced.isdecimal() else 0
         while True:
             with self._store.doing(f"read {self._called}"):
                 piece = next(pieces, b"")
+            missing -= len(piece)
             if not piece:
+                if missing > 0:
+                    raise Unreachable(f"Failed to read {self._called}: the connection ended {missing} bytes early.")
                 break
             if len(piece) == _CHUNK and not pending:
                 yield piece
