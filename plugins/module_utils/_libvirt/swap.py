@@ -124,28 +124,29 @@ class Swap:
 
     # ---- running
 
-    def run(self, *, agent: bool, timeout: float) -> None:
+    def run(self, *, agent: bool, timeout: float, what: str = "on its new disk") -> None:
         """Start the VM, if it is not, and see that it runs.
 
         :param agent: Wait until its agent opens its channel, at most *timeout* seconds; else two seconds do.
+        :param what: How it runs, for errors.
         :raises LifecycleError: It does not.
         """
         if not self.guest.active():
             self.guest.start()
         if not agent:
             self.clock.sleep(_SETTLED)
-            self._demand_running()
+            self._demand_running(what)
             return
 
         def connected() -> bool:
-            self._demand_running()
+            self._demand_running(what)
             return bool(self.guest.agent_connected())
 
         wait_until(
             connected,
             clock=self.clock,
             timeout=timeout,
-            doing=f"waiting for the agent of VM {self.guest.name} on its new disk",
+            doing=f"waiting for the agent of VM {self.guest.name} {what}",
         )
 
     def prove(self) -> None:
@@ -156,12 +157,11 @@ class Swap:
             self.guest.start(paused=True)
             self.guest.power_off()
 
-    def _demand_running(self) -> None:
+    def _demand_running(self, what: str) -> None:
         state = self.guest.state()[0]
         if state not in (RUNNING, BLOCKED):
             raise LifecycleError(
-                f"VM {self.guest.name} was started on its new disk and does not run: it is"
-                f" {_WORDS.get(state, 'crashed')}."
+                f"VM {self.guest.name} was started {what} and does not run: it is {_WORDS.get(state, 'crashed')}."
             )
 
 
