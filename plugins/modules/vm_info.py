@@ -296,6 +296,63 @@ vms:
       elements: dict
       returned: always
       sample: [{state: soft-delete, since: "2026-01-01T12:00:00Z", data: {}}]
+    rescue:
+      description: The rescue of a VM that was rescued by M(kvmops.lifecycle.vm_rescue); V(null) when there is none.
+      type: dict
+      returned: always
+      contains:
+        since:
+          description: When it was rescued, UTC.
+          type: str
+          returned: always
+        image:
+          description: What the rescue disk is made of.
+          type: str
+          returned: always
+        image_id:
+          description: The identifier of that image; empty for a file.
+          type: str
+          returned: always
+        image_store:
+          description: What tells its store from others; empty for a file.
+          type: str
+          returned: always
+        layout:
+          description: V(stable) or V(classic).
+          type: str
+          returned: always
+        device:
+          description: What the rescue disk is, V(disk) or V(cdrom).
+          type: str
+          returned: always
+        bus:
+          description: The bus that it is on.
+          type: str
+          returned: always
+        power_before:
+          description: What the VM was - V(running), V(paused), V(suspended) or V(stopped).
+          type: str
+          returned: always
+        disk:
+          description: The file of the rescue disk.
+          type: str
+          returned: always
+        seed:
+          description: The file of the drive with data for cloud-init; empty without.
+          type: str
+          returned: always
+        nvram:
+          description: The file with the variables of UEFI meanwhile; empty without UEFI.
+          type: str
+          returned: always
+        base:
+          description: The base image below the rescue disk.
+          type: str
+          returned: always
+        sha256:
+          description: The hash of its content.
+          type: str
+          returned: always
     shelf:
       description:
         - The shelf of a VM that was shelved by M(kvmops.lifecycle.vm_shelve); V(null) when there is none.

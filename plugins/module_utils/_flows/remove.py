@@ -21,10 +21,14 @@ from .._model.actions import demand
 from .._model.domain import read_domain
 from .._model.instance import Mark
 from .._model.power import route
+from .._model.rescue import RESCUED, Record, rescued_mark
 from .._model.shelf import SHELVED
-from .._model.shelve import Record, shelved_mark
+from .._model.shelve import Record as ShelfRecord
+from .._model.shelve import shelved_mark
+from .._model.status import status_of
 from .._model.unshelve import Began
 from .._task import Context, Subject
+from .rescue import give_back
 from .shelves import UNSHELVE, claim_of, demand_store, drop, ids_of, shelf_of, withdraw
 
 SOFT_DELETED = "soft-delete"
@@ -56,8 +60,9 @@ def delete(context: Context, vm: Subject) -> Plan:
         for path, uuids in owners.items()
         if any(uuid_ != guest.uuid for uuid_ in uuids)
     }
+    rescued = rescued_mark(seen.instance.marks)  # whose definition does not have all of its disks
     chosen = removal.choose(
-        read_domain(guest.xml(inactive=seen.persistent)),
+        Record.load(rescued).domain if rescued else read_domain(guest.xml(inactive=seen.persistent)),
         seen.instance,
         context.params["remove_disks"],
         others,
@@ -79,6 +84,7 @@ def delete(context: Context, vm: Subject) -> Plan:
 
     steps = [
         *stop(context, vm),
+        *give_back(context, vm),  # what undefining removes with it is that VM's own then
         Step("remove_disks", lambda: remove_files(context.storage, chosen.remove, directory)),
         *([Step("drop_shelf", drop_shelf)] if images else []),
         Step("undefine", undefine),
@@ -107,7 +113,7 @@ def _on_shelf(context: Context, vm: Subject) -> tuple[list[str], str, Began | No
         return list(began.images), began.set_id, began
     if mark is None:
         return [], "", None
-    record = Record.load(mark)
+    record = ShelfRecord.load(mark)
     demand_store(context, record.store, record.place, name=guest.name)
     _see_claim(context, record.set_id, guest.name)
     return list(record.images), record.set_id, None
@@ -209,10 +215,14 @@ def restore(context: Context, vm: Subject) -> Plan:
 
     steps = [Step("start", guest.start)] if starts else []
     status = {"stopped": "SHUTOFF", "suspended": "SUSPENDED"}.get(state.condition, "ACTIVE")
-    after = {"status": status, "power_state": state.power_state}
+    power = state.power_state
+    if starts:
+        status, power = "ACTIVE", "RUNNING"
+    if rescued_mark(seen.instance.marks):
+        status = status_of(RESCUED)
     return Plan(
         before=before,
-        after={"status": "ACTIVE", "power_state": "RUNNING"} if starts else after,
+        after={"status": status, "power_state": power},
         steps=[*steps, Step("unmark", unmark)],
         action="restore",
     )

@@ -10,6 +10,7 @@ storage pools tell. Either way an image is what the layer above it, or the defin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import typing as t
@@ -21,9 +22,11 @@ try:
 except ImportError:  # run_module() tells the user
     libvirt = None
 
-from .._core.errors import LifecycleError, NotFound
+from .._core.errors import Invalid, LifecycleError, NotFound, Unsupported
+from .._model import instance as memory
 from .._model.chain import HEADER, Chain, Layer, Qcow2, backing_of, follow, read_qcow2
 from .._model.domain import Disk, Image, read_domain
+from .._model.rescue import whole
 from .errors import doing
 from .host import Host
 
@@ -54,16 +57,21 @@ class Chains:
             return replace(image, kind=kind.get(volume.info()[0], "network"), source=volume.path())
 
     def owners(self) -> dict[str, list[str]]:
-        """The files that disks of VMs here are in or build upon, each with the VMs' UUIDs.
+        """The files that disks of VMs here are in or build upon, each with the VMs' UUIDs. Disks that a rescued VM does
+        not have for the time are among them.
 
         A file has more than one name here when there are links to it, or detours in its path.
         """
         owners: dict[str, list[str]] = {}
         for guest in self.host.guests():
             try:
-                domain = read_domain(guest.xml())
+                root = guest.xml()
             except NotFound:
                 continue
+            domain = read_domain(root)
+            # What the metadata of a newer version remember, only that can tell.
+            with contextlib.suppress(Invalid, Unsupported):
+                domain = whole(domain, memory.find(root).marks)
             for image in (image for disk in domain.disks for image in self._of(disk)):
                 names = {image.source}
                 if image.path:

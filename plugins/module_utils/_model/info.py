@@ -9,10 +9,12 @@ from __future__ import annotations
 import typing as t
 from dataclasses import asdict, dataclass
 
+from .._core.errors import Invalid
 from . import status
 from .chain import Chain, Layer
 from .domain import Disk, Domain, Image, Interface
 from .instance import Instance
+from .rescue import DEFINITION, Record, rescued_mark
 from .shelf import SHELVED, Shelf
 from .shelve import shelved_mark
 from .statistics import Size
@@ -149,9 +151,23 @@ def _tell_instance(instance: Instance) -> Result:
         }
         if launch
         else None,
-        "marks": [{"state": mark.state, "since": mark.since, "data": dict(mark.data)} for mark in instance.marks],
+        "marks": [
+            {"state": mark.state, "since": mark.since, "data": {k: v for k, v in mark.data.items() if k != DEFINITION}}
+            for mark in instance.marks
+        ],
+        "rescue": _tell_rescue(instance),
         "journal": instance.journal.tell() if instance.journal else None,
     }
+
+
+def _tell_rescue(instance: Instance) -> Result | None:
+    mark = rescued_mark(instance.marks)
+    if mark is None:
+        return None
+    try:
+        return {"since": mark.since, **Record.load(mark).tell()}
+    except Invalid:  # whoever acts on the VM is told
+        return {"since": mark.since}
 
 
 def tell_shelf(instance: Instance, host: str, found: Shelf | None) -> Result | None:

@@ -21,6 +21,7 @@ from .instance import Instance, Mark
 from .launch import config_bus
 
 RESCUED = "rescued"  # vm_state, and the name of the mark
+DEFINITION = "definition"  # in that mark: too long to be shown
 ROLE = "rescue"  # of files that are the rescue's own
 SEED, NVRAM = "seed", "nvram"  # as targets of these: files that are not named by their disk
 STABLE, CLASSIC = "stable", "classic"
@@ -98,7 +99,7 @@ class Record:
 
     def tell(self) -> dict[str, str]:
         """For results: without the definition."""
-        told = {key: value for key, value in asdict(self).items() if key not in ("definition", "power", "place")}
+        told = {key: value for key, value in asdict(self).items() if key not in (DEFINITION, "power", "place")}
         return {**told, "image_store": self.place, "power_before": self.power}
 
 
