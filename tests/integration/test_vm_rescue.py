@@ -2,17 +2,17 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Rescuing real VMs: guests that do not boot are repaired from inside, and every VM is afterwards what it was before."""
+"""Rescuing real VMs: guests that do not boot are repaired from inside, and every VM is what it was, afterwards."""
 
 from __future__ import annotations
 
 import re
 import typing as t
-import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import Glance, Lab, Playbook, Result, Task, define, file_disk, task, wait_for
+from tests.integration.harness import Glance, Lab, Playbook, Result, Task, task, wait_for
 from tests.integration.test_vm_rebuild import definition, disks, image, own_files, small, stored
 from tests.lab.kvmlab.guest import MEMORY_UEFI_MIB, NO_INIT
 
@@ -42,7 +42,9 @@ def unrescue(**options: t.Any) -> Task:
 def told(lab: Lab, name: str = "a") -> str:
     """The whole definition with its secrets, as libvirt tells it, but for what we remember."""
     text = lab.sh("kvm1", f"virsh dumpxml --inactive --security-info {name}")
-    return re.sub(r"\s*<metadata>\s*<kvmops:instance.*?</kvmops:instance>\s*</metadata>", "", text, flags=re.S)
+    text = re.sub(r"\s*<kvmops:instance [^>]*/>", "", text)
+    text = re.sub(r"\s*<kvmops:instance.*?</kvmops:instance>", "", text, flags=re.S)
+    return re.sub(r"\s*<metadata>\s*</metadata>", "", text)
 
 
 def remembered(lab: Lab, name: str = "a") -> str:
@@ -86,7 +88,11 @@ def test_a_guest_that_does_not_boot_is_rescued_repaired_from_inside_and_boots(
     assert statuses(result) == {"a": "RESCUE RUNNING"}
     assert result.get("warnings", []) == []
     # The VM's own disks are what they were. Its data for cloud-init are left out, as there are others.
-    assert [each[1:] for each in layout(lab)][:3] == [("vda", "virtio", ""), ("vdb", "virtio", ""), ("vdc", "virtio", "1")]
+    assert [each[1:] for each in layout(lab)][:3] == [
+        ("vda", "virtio", ""),
+        ("vdb", "virtio", ""),
+        ("vdc", "virtio", "1"),
+    ]
     guest.wait_console("^GUEST-UP a ", SLOW, count=2)
     assert re.search("^DISK vda2 guest$", guest.console(), re.M)
     assert re.search("^DISK vdc2 rescue$", guest.console(), re.M)
@@ -133,25 +139,319 @@ def test_by_uefi_with_variables_of_its_own_meanwhile(lab: Lab, play: Playbook, l
 
 # ---- every state and every bus
 
-_PANIC = "<on_crash>preserve</on_crash>"
+BUSES = {"virtio": "vd", "scsi": "sd", "sata": "sd", "ide": "hd"}
+# The first runs, the second is off, then paused, suspended, marked as failed, and crashed.
+ALL = [*BUSES, "failed", "crashed"]
+# The name that the rescue disk gets behind all others.
+NEW = {"scsi": "sdd", "sata": "sdd", "ide": "hdd"}
 
 
-def _shelf_of_vms(lab: Lab) -> None:
-    """VMs as other tools make them, each on another bus, with two disks, a drive and boot orders; without a system."""
-    cd = "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/><target dev='{}' bus='{}'/><readonly/></disk>"
-    machines = {"virtio": "q35", "scsi": "q35", "sata": "q35", "ide": "pc", "failed": "pc", "crashed": "pc"}
-    for name, machine in machines.items():
-        bus = name if name in ("virtio", "scsi", "sata", "ide") else "virtio"
-        prefix = {"virtio": "vd", "ide": "hd"}.get(bus, "sd")
-        paths = [f"{IMAGES}/{name}{number}.qcow2" for number in (0, 1)]
-        lab.sh("kvm1", "; ".join(f"qemu-img create -q -f qcow2 {path} 8M" for path in paths))
-        devices = "".join(
-            f"<disk type='file'><driver name='qemu' type='qcow2' cache='none'/><source file='{path}'/>"
-            f"<target dev='{prefix}{letter}' bus='{bus}'/><boot order='{order}'/></disk>"
-            for path, letter, order in zip(paths, "ab", (2, 1))
-        )
-        devices += cd.format("hdc", "ide") if machine == "pc" else cd.format("sdz", "sata")
+def define_all(lab: Lab) -> None:
+    """VMs as other tools make them, without a system: on each bus one with two disks, a drive, boot orders, a VNC
+    password."""
+    for name in ALL:
+        bus = name if name in BUSES else "virtio"
+        machine = "pc" if bus == "ide" else "q35"
+        devices = "<controller type='scsi' model='virtio-scsi'/>" if bus == "scsi" else ""
+        for letter, order in (("a", 2), ("b", 1)):
+            path, target = f"{IMAGES}/{name}-{letter}.qcow2", BUSES[bus] + letter
+            lab.sh("kvm1", f"qemu-img create -q -f qcow2 {path} 8M")
+            devices += (
+                f"<disk type='file'><driver name='qemu' type='qcow2' cache='none'/><source file='{path}'/>"
+                f"<target dev='{target}' bus='{bus}'/><boot order='{order}'/></disk>"
+            )
+        drive = "dev='hdc' bus='ide'" if machine == "pc" else "dev='sdc' bus='sata'"
+        devices += f"<disk type='file' device='cdrom'><target {drive}/><readonly/></disk>"
         devices += "<graphics type='vnc' passwd='s3cret' autoport='yes'/><video><model type='cirrus'/></video>"
-        extra = f"<on_crash>preserve</on_crash><metadata><x:it xmlns:x='urn:x' at='1'>theirs</x:it></metadata>"
         devices += "<panic model='isa'/>" if name == "crashed" else ""
-        define(lab, name, devices=devices, extra=extra, machine=machine)
+        xml = f"""<domain type='qemu'><name>{name}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
+            <metadata><x:it xmlns:x='urn:x' at='1'>theirs</x:it></metadata>
+            <os><type arch='x86_64' machine='{machine}'>hvm</type></os><features><acpi/></features>
+            <on_crash>preserve</on_crash><devices>{devices}</devices></domain>"""
+        lab.sh("kvm1", f"cat > /tmp/define.xml <<'XML'\n{xml}\nXML\nvirsh -q define /tmp/define.xml")
+
+
+@pytest.mark.parametrize("where", ["stable", "classic"])
+def test_from_every_state_and_on_every_bus_and_back_to_the_byte(lab: Lab, play: Playbook, where: str) -> None:
+    define_all(lab)
+    one = image(lab, "one", "write -P 1 0 1M")
+    before = {name: told(lab, name) for name in ALL}
+    files = lab.files("kvm1")
+    others = [name for name in ALL if name != "scsi"]
+    lab.sh(
+        "kvm1",
+        f"for vm in {' '.join(others)}; do virsh -q start $vm; done; virsh -q suspend sata; virsh -q managedsave ide;"
+        # The write to the pvpanic port that a panicking kernel makes.
+        " virsh qemu-monitor-command crashed --hmp 'o /b 0x505 1'",
+    )
+    wait_for(lambda: lab.state("kvm1", "crashed").startswith("crashed"))
+    play(task("vm_status", name="failed", state="error")).ok()
+    ask = {"name": ALL, "image": one, "layout": where, "force": True}
+    for error, status in zip(
+        play.errors([rescue(name=name, image=one) for name in ("sata", "ide")]), ("PAUSED", "SUSPENDED")
+    ):
+        assert (error["code"], status in error["msg"]) == ("refused", True), error["msg"]
+        assert "discard_memory: true" in error["msg"]
+    result = play.quartet("vm_rescue", state="rescued", discard_memory=True, **ask)
+    assert statuses(result) == dict.fromkeys(ALL, "RESCUE RUNNING")
+    for name in ALL:
+        found = layout(lab, name)
+        prefix = BUSES.get(name, "vd")
+        if where == "stable":
+            # libvirt keeps the disks of a bus together. On its bus the new one is the last.
+            own = [prefix + "a", prefix + "b", "hdc" if name == "ide" else "sdc"]
+            assert [target for _device, target, _bus, order in found if not order] == own
+            bus = name if name in BUSES else "virtio"
+            new = NEW.get(name, "vdc")
+            assert [each for each in found if each[2] == bus][-1] == ("disk", new, bus, "1")
+        else:
+            assert [(target, order) for _device, target, _bus, order in found] == [
+                (prefix + "a", "1"),
+                (prefix + "b", ""),
+            ]
+            assert f"{name}-a.qcow2" in disks(lab, name)[prefix + "b"]
+        assert "s3cret" not in remembered(lab, name)
+        assert "theirs</x:it>" in lab.sh("kvm1", f"virsh dumpxml {name}")
+    # A lock that came meanwhile stays. It is refused, and so is the way back of all others of a locked VM.
+    play(task("vm_lock", name="virtio", reason="later")).ok()
+    (error,) = play.errors([unrescue(name="virtio")])
+    assert (error["code"], "later" in error["msg"]) == ("locked", True)
+    back = {"name": ALL, "state": "unrescued", "force": True, "override_lock": True}
+    result = play.quartet("vm_rescue", **back)
+    on = ["virtio", "failed", "crashed"]
+    assert statuses(result) == {name: "ACTIVE RUNNING" if name in on else "SHUTOFF SHUTDOWN" for name in ALL}
+    assert {name: told(lab, name) for name in ALL} == before
+    assert lab.files("kvm1") == files
+    assert "later" in remembered(lab, "virtio")
+    (error,) = play.errors([rescue(name="virtio", image=one)])
+    assert error["code"] == "locked"
+    assert lab.state("kvm1", "virtio").startswith("running")
+
+
+# ---- while it is rescued
+
+
+def test_a_rescued_vm_stays_rescued_until_it_is_unrescued(lab: Lab, play: Playbook, launch: Launch) -> None:
+    one, two = image(lab, "one", "write -P 1 0 1M"), image(lab, "two", "write -P 2 0 1M")
+    vm = small(lab, launch, one, start=True, flavor={"vcpus": 1, "memory": 96, "ephemeral": [1]})
+    before, files = told(lab), own_files(lab, vm)
+    assert not play(unrescue()).ok()["result"]["changed"]
+    # The image that it was launched from, which is not without danger.
+    played = play(rescue())
+    assert played.ok()["result"]["changed"]
+    assert "labels and UUIDs" in played.output
+    power = [
+        task("vm_power", name="a", state="rebooted", reboot="hard"),
+        task("vm_power", name="a", state="stopped", force=True),
+        rescue(),
+        task("vm_power", name="a", state="running"),
+        rescue(),
+    ]
+    found = [each["result"] for each in play(power).results]
+    assert [each["changed"] for each in found] == [True, True, False, True, False]
+    assert [statuses(each)["a"].split()[0] for each in found] == ["RESCUE"] * 5
+    assert lab.state("kvm1", "a").startswith("running")
+    refused = [
+        task("vm_power", name="a", state="paused"),
+        task("vm_power", name="a", state="suspended"),
+        task("vm_snapshot", name="a", image="x"),
+        task("vm_shelve", name="a", state="shelved"),
+        task("vm_rebuild", name="a", image=two),
+    ]
+    for error in play.errors(refused):
+        assert (error["code"], WAY_OUT in error["msg"]) == ("refused", True), error["msg"]
+    # Otherwise rescued is a change, and what was before the first rescue counts.
+    (done,) = play.quartet("vm_rescue", name="a", state="rescued", image=two, force=True)["vms"]
+    assert done["steps"] == ["stage", "stop", "swap", "start", "remove"]
+    assert len(own_files(lab, vm)) == len(files) + 1
+    (done,) = play.quartet("vm_rescue", name="a", state="rescued", image=two, layout="classic", force=True)["vms"]
+    assert [
+        each["target"] for each in play(task("vm_info", name="a", gather=["disks"])).ok()["result"]["vms"][0]["disks"]
+    ]
+    assert len(layout(lab)) == 2
+    assert len(own_files(lab, vm)) == len(files) + 1
+    # As long as a disk of its own is missing, it stays rescued.
+    data = f"{IMAGES}/{vm['uuid']}/ephemeral0.qcow2"
+    lab.sh("kvm1", f"mv {data} {data}.away")
+    (error,) = play.errors([unrescue()])
+    assert (error["code"], error["missing"]) == ("not_found", {"vdb": data}), error["msg"]
+    assert error["vms"][0]["status"] == "RESCUE"
+    assert lab.state("kvm1", "a").startswith("running")
+    lab.sh("kvm1", f"mv {data}.away {data}")
+    # vm_status loses nothing of the way back.
+    play([task("vm_status", name="a", state="error"), task("vm_status", name="a", state="active")]).ok()
+    result = play.quartet("vm_rescue", name="a", state="unrescued", force=True)
+    assert statuses(result) == {"a": "ACTIVE RUNNING"}
+    assert (told(lab), own_files(lab, vm)) == (before, files)
+
+
+def test_a_host_that_lost_its_power_still_knows_and_what_is_removed_leaves_nothing(
+    lab: Lab, play: Playbook, launch: Launch
+) -> None:
+    one = image(lab, "one", "write -P 1 0 1M")
+    flavor = {"vcpus": 1, "memory": 96, "ephemeral": [1]}
+    credentials = {"password": "x1y2z3"}
+    launch("a", "b", "c", image=one, flavor=flavor, cloud_init={}, firmware="uefi")
+    before = told(lab)
+    play([rescue(name=["a", "b"], credentials=credentials), rescue(name="c", layout="classic")]).ok()
+    lab.sh("kvm1", "sync")
+    lab.fault("kvm1", "power-off")
+    lab.fault("kvm1", "boot")
+    lab.read()
+    infos = play(task("vm_info")).ok()["result"]["vms"]
+    assert [(vm["status"], vm["power_state"]) for vm in infos] == [("RESCUE", "SHUTDOWN")] * 3
+    assert all(vm["problems"] == [] for vm in infos)
+    assert statuses(play(unrescue()).ok()["result"]) == {"a": "ACTIVE RUNNING"}
+    assert told(lab) == before
+    play(task("vm", name="a", state="absent", force=True)).ok()
+    play.quartet("vm", name=["b", "c"], state="absent", force=True)
+    assert lab.domains("kvm1") == []
+    assert lab.files("kvm1") == [one]
+    assert lab.sh("kvm1", f"ls {NVRAM}") == ""
+
+
+# ---- killed
+
+
+@pytest.fixture
+def known(lab: Lab, play: Playbook, launch: Launch) -> t.Callable[[str], None]:
+    """A VM that runs; the function sees that it is what it was, rescued or not."""
+    one = image(lab, "one", "write -P 1 0 1M")
+    vm = small(lab, launch, one, start=True)
+    before = told(lab)
+
+    def see(status: str) -> None:
+        (info,) = play(task("vm_info", name="a")).ok()["result"]["vms"]
+        assert (info["status"], info["power_state"], info["journal"]) == (status, "RUNNING", None)
+        if status == "ACTIVE":
+            assert (told(lab), own_files(lab, vm)) == (before, ["root.qcow2"])
+        else:
+            assert len(own_files(lab, vm)) == 2
+
+    return see
+
+
+@pytest.mark.parametrize("step", ["stage", "stop", "swap", "start", "end"])
+def test_a_rescue_that_was_killed_is_finished_or_taken_back(
+    lab: Lab, play: Playbook, known: t.Callable[[str], None], step: str
+) -> None:
+    do, undo = rescue(image=image(lab, "two", "write -P 2 0 1M")), unrescue()
+    for then, status in ((do, "RESCUE"), (undo, "ACTIVE")):
+        play.killed_at(step, do)
+        other = {**task("vm", name="a", title="x"), "ignore_errors": True}
+        busy, done, again = (each["result"] for each in play([other, then, then]).results)
+        assert busy["code"] == "busy", busy["msg"]
+        assert (done["changed"], again["changed"]) == (True, False)
+        known(status)
+        play(undo).ok()
+    known("ACTIVE")
+
+
+@pytest.mark.parametrize("step", ["stop", "swap_back", "start", "remove", "end"])
+def test_a_way_back_that_was_killed_is_finished_or_taken_back(
+    lab: Lab, play: Playbook, known: t.Callable[[str], None], step: str
+) -> None:
+    do, undo = rescue(image=image(lab, "two", "write -P 2 0 1M")), unrescue()
+    for then, status in ((undo, "ACTIVE"), (do, "RESCUE")):
+        play(do).ok()
+        play.killed_at(step, undo)
+        done, again = (each["result"] for each in play([then, then]).results)
+        assert (done["changed"], again["changed"]) == (True, False)
+        known(status)
+    play(undo).ok()
+    known("ACTIVE")
+
+
+# ---- what goes wrong
+
+
+def test_what_cannot_be_is_refused_before_anything_is_touched(lab: Lab, play: Playbook, launch: Launch) -> None:
+    one = image(lab, "one", "write -P 1 0 1M")
+    vm = small(lab, launch, one, start=True, flavor={"vcpus": 1, "memory": 96, "ephemeral": [1]})
+    lab.sh("kvm1", f"echo nothing > {IMAGES}/text.qcow2")
+    lab.sh("kvm1", f"qemu-img create -q -f qcow2 -b {one} -F qcow2 {IMAGES}/over.qcow2")
+    stored(lab, "hungry", one, min_ram=4096)
+    stored(lab, "efi", one, properties={"hw_firmware_type": "uefi"})
+    stored(lab, "odd", one, properties={"hw_rescue_bus": "fdc"})
+    damaged = stored(lab, "damaged", image(lab, "two", "write -P 2 0 1M"))
+    lab.sh("kvm1", f"printf X | dd of={STORE}/{damaged}.img bs=1 seek=300000 conv=notrunc 2>/dev/null")
+    cases = {
+        f"{IMAGES}/gone.qcow2": ("not_found", "there is no such file"),
+        f"{IMAGES}/text.qcow2": ("invalid", "is declared as qcow2"),
+        f"{IMAGES}/over.qcow2": ("invalid", "backing file"),
+        "hungry": ("invalid", "4096 MiB"),
+        "efi": ("refused", "needs uefi"),
+        "odd": ("invalid", "hw_rescue_bus"),
+        "damaged": ("invalid", "damaged"),
+        "nothing": ("not_found", "no image 'nothing'"),
+    }
+    before, files, running = told(lab), own_files(lab, vm), lab.sh("kvm1", "virsh domid a")
+    for (code, word), error in zip(cases.values(), play.errors([rescue(image=name) for name in cases])):
+        assert (error["code"], word in error["msg"]) == (code, True), error["msg"]
+        assert error["vms"][0]["status"] == "ACTIVE"
+    large = image(lab, "large", "write -P 1 0 64M", size="64M")
+    lab.fault("kvm1", "fill-disk", "--leave", str(20 << 20))
+    try:
+        error = play(rescue(image=large)).error()["result"]
+        assert error["code"] == "no_space", error["msg"]
+    finally:
+        lab.fault("kvm1", "empty-disk")
+    # Without one of its disks only the layout that leaves it out is possible; QEMU still has it open.
+    data = f"{IMAGES}/{vm['uuid']}/ephemeral0.qcow2"
+    lab.sh("kvm1", f"mv {data} {data}.away")
+    (error,) = play.errors([rescue(image=one)])
+    assert (error["code"], error["missing"]) == ("not_found", {"vdb": data})
+    assert "layout: classic" in error["msg"]
+    lab.sh("kvm1", f"mv {data}.away {data}")
+    assert (told(lab), own_files(lab, vm), lab.sh("kvm1", "virsh domid a")) == (before, files, running)
+    assert "<state" not in remembered(lab)
+
+
+def test_what_fails_in_the_middle_is_taken_back(lab: Lab, play: Playbook, launch: Launch) -> None:
+    one = image(lab, "one", "write -P 1 0 1M")
+    vm = small(lab, launch, one, start=True)
+    before, root = told(lab), disks(lab)["vda"]
+    # What was staged is spoilt before it starts.
+    spoil = f"for f in {IMAGES}/{vm['uuid']}/rescue-*.qcow2; do echo none > $f; done"
+    error = play.disturbed_at("start", spoil, rescue(image=one)).error()["result"]
+    assert "is not rescued" in error["msg"]
+    assert "was started" in error["msg"]
+    assert error["vms"][0]["status"] == "ACTIVE"
+    assert (told(lab), own_files(lab, vm)) == (before, ["root.qcow2"])
+    # libvirtd is restarted, whose clients lose their connection: the next run finishes.
+    restart = "pkill -9 libvirtd; /usr/sbin/libvirtd --daemon --listen"
+    assert play.disturbed_at("swap", restart, rescue(image=one)).error()["result"]["code"] == "unreachable"
+    assert statuses(play(rescue(image=one)).ok()["result"]) == {"a": "RESCUE RUNNING"}
+    # A disk of its own goes while it is rescued, and in the middle of the way back: it is rescued again.
+    away = f"mv {root} {root}.away"
+    error = play.disturbed_at("start", away, unrescue()).error()["result"]
+    assert "rescued again" in error["msg"], error["msg"]
+    assert error["vms"][0]["status"] == "RESCUE"
+    (error,) = play.errors([unrescue()])
+    assert (error["code"], error["missing"]) == ("not_found", {"vda": root})
+    lab.sh("kvm1", f"mv {root}.away {root}")
+    assert play.disturbed_at("swap_back", restart, unrescue()).error()["result"]["code"] == "unreachable"
+    assert statuses(play(unrescue()).ok()["result"]) == {"a": "ACTIVE RUNNING"}
+    assert (told(lab), own_files(lab, vm)) == (before, ["root.qcow2"])
+
+
+# ---- images
+
+
+def test_from_glance_as_the_image_says(lab: Lab, play: Playbook, launch: Launch, glance: Glance) -> None:
+    one = image(lab, "one", "write -P 1 0 1M")
+    vm = small(lab, launch, one, start=False)
+    before = told(lab)
+    content = Path(lab.outside(image(lab, "two", "write -P 2 0 1M"))).read_bytes()
+    glance.client("member").upload(
+        content, name="two", disk_format="qcow2", hw_rescue_device="cdrom", hw_rescue_bus="scsi"
+    )
+    store = {"type": "glance", "cloud": "member", "clouds_file": lab.vars["lab_clouds"]}
+    (done,) = play.quartet("vm_rescue", name="a", state="rescued", image="two", image_store=store)["vms"]
+    assert done["figures"]["rescue"]["device"] == "cdrom"
+    assert layout(lab)[-1] == ("cdrom", "sda", "scsi", "1")
+    result = play.quartet("vm_rescue", name="a", state="unrescued", force=True)
+    assert statuses(result) == {"a": "SHUTOFF SHUTDOWN"}
+    assert (told(lab), own_files(lab, vm)) == (before, ["root.qcow2"])
+    (error,) = play.errors([rescue(image="two", image_store={**store, "cloud": "other"})])
+    assert error["code"] == "not_found"
