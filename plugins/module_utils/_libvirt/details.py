@@ -103,6 +103,7 @@ class Details:
             libvirt.VIR_DOMAIN_GUEST_INFO_FILESYSTEM,
         )
         with self.guest.answering_within(patience):
+            self.guest.ping_agent()
             try:
                 return self._ask(kinds[0] | kinds[1] | kinds[2] | kinds[3]), []
             except (NotFound, TimedOut, Unreachable):

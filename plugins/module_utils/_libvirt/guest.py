@@ -192,13 +192,27 @@ class Guest:
 
     def agent_answers(self) -> bool:
         """Whether the guest agent does more than hold its channel open. One that hangs is given five seconds."""
-        with self.answering_within(AGENT_PATIENCE):
-            try:
-                with doing(f"ask the agent of VM {self.name} for the time"):
-                    self.domain.getTime()
-            except LifecycleError as exc:
-                return not isinstance(exc, Unreachable)  # one that has frozen the guest refuses, and so answers
+        try:
+            with self.answering_within(AGENT_PATIENCE):
+                self.ping_agent()
+        except (TimedOut, Unreachable):
+            return False
         return True
+
+    def ping_agent(self) -> None:
+        """See that the agent answers. virDomainGetGuestInfo does not tell: libvirt 9.0 takes an agent that stops
+        answering for one that does not know the question.
+
+        :raises Unreachable: It does not.
+        :raises TimedOut: Another call waits for it.
+        """
+        try:
+            with doing(f"talk to the guest agent of VM {self.name}"):
+                self.domain.getTime()
+        except (NotFound, TimedOut, Unreachable):
+            raise
+        except LifecycleError:  # one that has frozen the guest, or may not tell the time, refuses, and so answers
+            return
 
     @contextlib.contextmanager
     def answering_within(self, seconds: int) -> t.Iterator[None]:
@@ -219,8 +233,9 @@ class Guest:
         :raises TimedOut: Another call waits for it.
         """
         with self.answering_within(patience):
+            self.ping_agent()
             try:
-                with doing(f"ask the agent of VM {self.name} for the operating system"):
+                with doing(f"ask the guest agent of VM {self.name} for the operating system"):
                     return str(self.domain.guestInfo(libvirt.VIR_DOMAIN_GUEST_INFO_OS, 0).get("os.id", ""))
             except (NotFound, TimedOut, Unreachable):
                 raise

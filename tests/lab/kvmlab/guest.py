@@ -176,15 +176,28 @@ class Guest:
         return json.loads(text)["return"]
 
     def wait_agent(self, seconds: float = 60) -> None:
-        def answers() -> bool:
-            try:
-                self.agent("guest-ping", timeout=3)
-            except LabError:
-                return False
-            return True
-
-        if not util.wait_for(answers, seconds, 0.3):
+        if not util.wait_for(self.answers, seconds, 0.3):
             raise LabError(f"{self.name}: the guest agent does not answer within {seconds} s")
+
+    def answers(self) -> bool:
+        """Whether the agent answers at this moment; it has three seconds."""
+        try:
+            self.agent("guest-ping", timeout=3)
+        except LabError:
+            return False
+        return True
+
+    def hang_agent(self) -> None:
+        """Let the agent hold its channel open and answer nothing, until wake_agent() or the next boot. From then on the
+        power button does nothing but to wake it: it is what is left to tell the guest something."""
+        wake = "printf '#!/bin/sh\\nkillall -CONT qemu-ga\\n' >/etc/acpi/PWRF/00000080"
+        self.execute(f"{wake}; sleep 1; killall -STOP qemu-ga; echo AGENT-HANGS >/dev/console", wait=False)
+        self.wait_console("^AGENT-HANGS")
+
+    def wake_agent(self) -> None:
+        """The opposite."""
+        self.virsh("shutdown", self.name, "--mode", "acpi")
+        self.wait_agent()
 
     def execute(self, script: str, wait: bool = True, seconds: float = 60) -> tuple[int, str]:
         """Run a shell script in the guest. Returns exit code and output; (0, "") at once when not waiting."""
