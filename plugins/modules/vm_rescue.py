@@ -286,17 +286,13 @@ vms:
               type: str
               returned: always
             base:
-              description: The base image below the rescue disk; empty as long as that is not made.
+              description: The file in the base cache that the rescue disk builds upon; empty in check mode.
               type: str
               returned: always
             sha256:
-              description: The hash of its content.
+              description: The hash of its content; empty in check mode.
               type: str
               returned: always
-        base:
-          description: The file in the base cache that the rescue disk builds upon.
-          type: str
-          returned: when it was rescued
         removed_files:
           description: Files of a rescue that were removed.
           type: list

@@ -16,7 +16,7 @@ import os
 import secrets
 import typing as t
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .._core.clock import stamp
 from .._core.errors import Invalid, LifecycleError, NotFound, Refused, Unreachable, Unsupported
@@ -24,12 +24,10 @@ from .._core.journal import Journal
 from .._core.plan import Plan, Step
 from .._images import Image, NoCloud, resolve
 from .._libvirt import Base, Chains, Patience, Power, Source, Swap, on_variables
-from .._model import image as images
 from .._model import names, removal
 from .._model import rescue as rules
 from .._model.actions import demand, demand_idle, refusal
 from .._model.domain import Domain, read_domain
-from .._model.flavor import Flavor
 from .._model.instance import Instance, OwnDisk
 from .._model.power import route
 from .._model.rebuild import disowning, new_path
@@ -67,7 +65,8 @@ class _Chosen:
 
     :param label: For people.
     :param base: The base that there is of it already, if that is all that is known; else ``source``.
-    :param image: What a store tells of it; ``None`` for a file.
+    :param image: What a store tells of it; ``None`` when none was asked.
+    :param image_id: Its identifier, and ``place`` its store, when it is of one.
     :param properties: Of the image.
     """
 
@@ -75,8 +74,9 @@ class _Chosen:
     source: Source | None = None
     base: Base | None = None
     image: Image | None = None
+    image_id: str = ""
     place: str = ""
-    properties: t.Mapping[str, str] | None = None
+    properties: t.Mapping[str, str] = field(default_factory=dict)
 
 
 class _Work(Noting):
@@ -214,7 +214,14 @@ class _Work(Noting):
 
 
 def _gone(path: str | None) -> bool:
-    return path is not None and not os.path.exists(path)
+    """Whether there is nothing. What we may not look at, libvirtd may."""
+    try:
+        os.stat(path or "/")
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 class _Rescue(_Work):
@@ -304,14 +311,16 @@ class _Rescue(_Work):
             return Plan(before=before, after=before, figures=figures)
         self.made, self.ran = record, record.power == "running"
         self.previous = _text(self._original())
-        steps = [self._step("remove", self.remove)]
+        steps = [Step("remove", self.remove)]
         reached = before
-        if self._ran():
-            steps.insert(0, self._step("start", self.start))
+        starts = self._ran() and self.journal.step != "remove"
+        if starts:
+            undo = self.take_back if self.journal.action == RESCUE else None
+            steps.insert(0, replace(self._step("start", self.start), undo=undo, lasting=True))
             reached = {**before, "power_state": "RUNNING"}
-        self.vm.journal = replace(self.journal, action=RESCUE, data=Began(record.power, True, record.disk).dump())
-        if self.journal.action == RESCUE:
-            steps[0] = replace(steps[0], undo=self.take_back)
+        # Without the disk: what is there was started before.
+        began = Began(record.power, starts, record.disk if starts else "")
+        self.vm.journal = Journal.begin(RESCUE, self.context.clock.now(), **began.dump())
         return Plan(
             before=before,
             after={**reached, "status": _RESCUED},
@@ -330,21 +339,20 @@ class _Rescue(_Work):
         domain = read_domain(original)
         self._check(domain, chosen)
         layout = ask["layout"]
-        properties = chosen.properties or {}
-        device, bus = "disk", _bus_of_root(domain)
+        device, bus = "disk", rules.root_bus(original)
         if layout == STABLE:
             device, bus = rules.attachment(
-                (ask["device"], ask["bus"]), properties, original, name=name, image=chosen.label
+                (ask["device"], ask["bus"]), chosen.properties, original, name=name, image=chosen.label
             )
         drop = rules.config_drives(instance) if ask["credentials"] else ()
         hint = "Bring that back first." if layout == CLASSIC else "Bring that back first, or say layout: classic."
         self._check_disks(original, rules.needed(original, layout, drop), hint)
-        self._made(chosen, layout, device, bus)
-        made = self._demand_made()
+        made = self._made(chosen, original, layout, device, bus)
+        self.made = made
         nvram = ""
         if made.nvram:
             node = original.find("os/nvram")
-            nvram = on_variables(ET.tostring(node, encoding="unicode") if node is not None else "", made.nvram)
+            nvram = on_variables(_text(node) if node is not None else "", made.nvram)
         order = Order(layout, device, bus, made.disk, made.seed, nvram, drop)
         tree = rules.lay_out(original, order, name=name)
         rules.demand_return(made.definition, tree, original, name=name, layout=layout)
@@ -354,9 +362,9 @@ class _Rescue(_Work):
         steps = [self._step("stage", lambda: self.stage(chosen))]
         if self.state.condition != "stopped":
             steps.append(self._step("stop", self.stop))
-        steps += [self._step("swap", self.swap), self._step("start", self.start)]
+        steps += [self._step("swap", self.swap), replace(self._step("start", self.start), lasting=True)]
         if self.record:
-            steps.append(self._step("remove", self.remove))
+            steps.append(Step("remove", self.remove))
         steps[0] = replace(steps[0], undo=self.take_back)
         self.vm.journal = Journal.begin(
             RESCUE, self.context.clock.now(), **Began(made.power, self.ran, made.disk).dump()
@@ -373,7 +381,7 @@ class _Rescue(_Work):
             action=RESCUE,
             journaled=True,
             figures={"rescue": made.tell()},
-            warnings=self._warnings(chosen, layout),
+            warnings=self._warnings(chosen),
         )
 
     def _demand_made(self) -> Record:
@@ -387,8 +395,13 @@ class _Rescue(_Work):
             found = wanted(self.context)
             if found.image:
                 label = f"{found.image.name} ({found.image.id})"
-                return _Chosen(label, found.source, None, found.image, found.place, found.image.properties)
+                image = found.image
+                return _Chosen(label, found.source, None, image, image.id, found.place, image.properties)
             return _Chosen(found.source.path, found.source)
+        if self.record:  # otherwise than now, and with the same
+            base = self.context.storage.base_facts(self.record.base)
+            if base:
+                return _Chosen(self.record.image, None, base, None, self.record.image_id, self.record.place)
         launch = self.seen.instance.launch
         hint = "Say with image which one to rescue it with."
         if launch is None:
@@ -396,14 +409,14 @@ class _Rescue(_Work):
         label = f"{launch.image} ({launch.image_id})" if launch.image_id else launch.image
         base = self.context.storage.base_facts(launch.base)
         if base:  # what its root disk builds upon is the image
-            return _Chosen(label, None, base, None, launch.place, launch.properties)
+            return _Chosen(label, None, base, None, launch.image_id, launch.place, launch.properties)
         try:
             if launch.image_id:
                 found = from_image(self.context.store, resolve(self.context.store, launch.image_id))
-                return _Chosen(label, found.source, None, found.image, found.place, launch.properties)
+                return _Chosen(label, found.source, None, found.image, launch.image_id, found.place, launch.properties)
             path = path_of(launch.image)
             if path:
-                return _Chosen(label, from_file(path, launch.base_format)[0], None, None, "", launch.properties)
+                return _Chosen(label, from_file(path, launch.base_format)[0], properties=launch.properties)
         except (NotFound, Invalid) as exc:
             exc.hint = hint
             raise
@@ -412,16 +425,13 @@ class _Rescue(_Work):
     def _check(self, domain: Domain, chosen: _Chosen) -> None:
         """See that the VM can run with the image."""
         self._check_agent(domain)
-        properties = chosen.properties or {}
-        if chosen.image:
-            images.check_fits(
-                Flavor(vcpus=domain.max_vcpus, memory=max(domain.memory, 1)),
-                image=chosen.label,
-                size=0,
-                min_disk=0,
-                min_ram=chosen.image.min_ram,
+        if chosen.image and chosen.image.min_ram > domain.memory:
+            raise Invalid(
+                f"VM {self.guest.name} has {domain.memory} MiB of memory, and image {chosen.label} needs"
+                f" {chosen.image.min_ram} MiB (min_ram).",
+                hint="Use a smaller image.",
             )
-        firmware = properties.get("hw_firmware_type", "")
+        firmware = chosen.properties.get("hw_firmware_type", "")
         if firmware and firmware != domain.firmware.kind:
             raise Refused(
                 f"VM {self.guest.name} has the firmware {domain.firmware.kind}, and image {chosen.label} needs"
@@ -429,24 +439,22 @@ class _Rescue(_Work):
                 hint="Use another image.",
             )
 
-    def _made(self, chosen: _Chosen, layout: str, device: str, bus: str) -> None:
-        """Decide what will be remembered."""
+    def _made(self, chosen: _Chosen, original: ET.Element, layout: str, device: str, bus: str) -> Record:
+        """What will be remembered."""
         tag = secrets.token_hex(4)
         directory = self._directory()
-        firmware = self.record.domain.firmware if self.record else read_domain(self._secure()).firmware
         nvram = ""
-        if firmware.kind == "uefi":
-            old = firmware.nvram or self.swap_tool.nvram()[1]
-            nvram = new_path(old, tag)
+        if rules.has_variables(original):
+            nvram = new_path(read_domain(original).firmware.nvram or self.swap_tool.nvram()[1], tag)
         definition = self.record.definition if self.record else rules.split(self.guest.text(inactive=True))[0]
-        self.made = Record(
+        return Record(
             definition=definition,
             power=self._power(),
             layout=layout,
             device=device,
             bus=bus,
             image=chosen.label,
-            image_id=chosen.image.id if chosen.image else "",
+            image_id=chosen.image_id,
             place=chosen.place,
             base="",
             sha256="",
@@ -470,24 +478,25 @@ class _Rescue(_Work):
         image = self.swap_tool.located(root).image if root else None
         if image is None or image.kind != "file" or not image.source:
             return DEFAULT_STORAGE
-        return names.check_directory(os.path.dirname(image.source))
+        try:
+            return names.check_directory(os.path.dirname(image.source))
+        except Invalid:  # it lies in the root directory
+            return DEFAULT_STORAGE
 
-    def _warnings(self, chosen: _Chosen, layout: str) -> list[str]:
+    def _warnings(self, chosen: _Chosen) -> list[str]:
         """What the user should know."""
         told = []
         launch = self.seen.instance.launch
-        same = chosen.base is not None or (
-            launch is not None and chosen.image is not None and chosen.image.id == launch.image_id
-        )
-        if same:
+        known = {launch.image, launch.image_id, launch.base, launch.base_sha256} - {""} if launch else set()
+        digest = chosen.image.digests.get("sha256", "") if chosen.image else ""
+        path = chosen.base.path if chosen.base else chosen.source.path if chosen.source else ""
+        if known & {chosen.image_id, digest, path}:
             told.append(
                 "It is rescued with the image that it was launched from: the file systems on the rescue disk and on its"
                 " own may have the same labels and UUIDs, and the rescue system may mount the wrong ones."
             )
         if self.state.condition in ("paused", "suspended"):
             told.append("Its memory is lost. It will be off when it is unrescued.")
-        if layout == STABLE and read_domain(self._secure()).firmware.kind == "bios" and self.ask["bus"] == "usb":
-            told.append("Booting from USB takes its time with a BIOS.")
         return told
 
     # ---- the steps
@@ -509,7 +518,7 @@ class _Rescue(_Work):
         if made.seed:
             storage.write(made.seed, self._seed(os.path.basename(made.disk).partition(".")[0]))
         self.made = replace(made, base=base.path, sha256=base.sha256)
-        return {"base": base.path}
+        return {"rescue": self.made.tell()}
 
     def _seed(self, instance_id: str) -> bytes:
         """What cloud-init is told: it has never seen this instance, so it does all that it is told."""
@@ -590,8 +599,9 @@ class _Unrescue(_Work):
         steps.append(self._step("swap_back", self.swap_back))
         if starts:
             steps.append(self._step("start", self.start))
-        steps.append(Step("remove", self.remove))
         steps[0] = replace(steps[0], undo=self.take_back)
+        steps[-1] = replace(steps[-1], lasting=True)
+        steps.append(Step("remove", self.remove))
         self.vm.journal = Journal.begin(
             UNRESCUE, self.context.clock.now(), **Began(record.power, self.rescue_ran).dump()
         )
@@ -606,14 +616,23 @@ class _Unrescue(_Work):
 
     def _finish(self, before: dict[str, t.Any]) -> Plan:
         """The VM has its definition: a rescue has not come further, or a way back was cut short."""
-        starts = self._ran()
+        journal = self._demand_journal()
+        # A rescue that has not come further has stopped it at most; a way back has begun its start at most.
+        due = journal.step != "remove" if journal.action == UNRESCUE else self.state.condition == "stopped"
+        starts = due and self._ran()
         steps = [Step("remove", self.remove)]
+        reached: dict[str, t.Any] = {}
         if starts:
-            steps.insert(0, Step("start", self.start))
+            self._check_agent(read_domain(self._secure()))
+            steps.insert(0, Step("start", self.start, lasting=True))
+            reached = self._reached(starts)
         self.vm.journal = Journal.begin(UNRESCUE, self.context.clock.now(), **Began(self._power(), self._runs).dump())
-        return Plan(
-            before=before, after={**before, **self._reached(starts)}, steps=steps, action=UNRESCUE, journaled=True
-        )
+        return Plan(before=before, after={**before, **reached}, steps=steps, action=UNRESCUE, journaled=True)
+
+    def _demand_journal(self) -> Journal:
+        if self.journal is None:
+            raise NotFound(f"Nothing of a rescue of VM {self.guest.name} was begun.")
+        return self.journal
 
     def _reached(self, starts: bool) -> dict[str, t.Any]:
         if starts:
@@ -657,10 +676,6 @@ _RESCUED = status_of(RESCUED)
 
 def _text(tree: ET.Element) -> str:
     return ET.tostring(tree, encoding="unicode")
-
-
-def _bus_of_root(domain: Domain) -> str:
-    return next((disk.bus for disk in domain.disks if disk.device in ("disk", "lun")), "")
 
 
 def _targets(made: Record) -> list[tuple[str, str]]:

@@ -258,7 +258,7 @@ def attachment(
             )
     device = device or properties.get("hw_rescue_device") or "disk"
     said = bus or properties.get("hw_rescue_bus")
-    own = _root_bus(root)
+    own = root_bus(root)
     machine = read_domain(root).machine
     bus = said or (own if own in BUSES else "virtio")
     if device == "cdrom" and bus == "virtio":
@@ -272,7 +272,8 @@ def attachment(
     return device, bus
 
 
-def _root_bus(root: ET.Element) -> str:
+def root_bus(root: ET.Element) -> str:
+    """The bus of the VM's first disk; empty when it has none."""
     return next((disk.bus for disk in read_domain(root).disks if disk.device in ("disk", "lun")), "")
 
 
@@ -386,6 +387,8 @@ def _put_first(devices: ET.Element, nodes: dict[str, ET.Element], order: Order, 
     hard = {target: node for target, node in nodes.items() if node.get("device", "disk") in ("disk", "lun")}
     if not hard:
         raise Invalid(f"VM {name} has no disk.", hint="Say layout: stable.")
+    if order.bus not in BUSES:
+        raise Invalid(f"VM {name} has its root disk on the bus {order.bus}.", hint="Say layout: stable.")
     target, own = next(iter(hard.items()))
     for node in nodes.values():
         devices.remove(node)
@@ -441,6 +444,13 @@ def demand_return(definition: str, rescue: ET.Element, original: ET.Element, *, 
             f"VM {name} has secrets in its definition that it would not have again afterwards.",
             hint="Say layout: stable." if layout == CLASSIC else "Take them out of the definition (virsh edit) first.",
         )
+
+
+def has_variables(root: ET.Element) -> bool:
+    """Whether a VM has variables of UEFI in a file."""
+    loader = root.find("os/loader")
+    stateless = loader is not None and (loader.get("stateless") == "yes" or loader.get("type") == "rom")
+    return read_domain(root).firmware.kind == "uefi" and not stateless
 
 
 # ---- the disks of the VM itself
