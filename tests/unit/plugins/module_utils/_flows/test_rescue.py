@@ -286,7 +286,7 @@ def test_the_default_is_the_image_that_it_was_launched_from_and_that_is_warned_o
     kvm.remember(Instance(launch=launch, disks=kvm.recall().disks))
     told = task(vm_rescue.main, **options(storage, state="rescued"))
     assert told["vms"][0]["figures"]["rescue"]["image"] == "debian (7)"
-    assert any("same labels" in warning for warning in told["warnings"])
+    assert "same labels" in str(told["warnings"])
 
 
 def test_an_image_of_a_store_says_what_the_rescue_disk_is(
@@ -524,15 +524,14 @@ def test_memory_is_discarded_when_that_is_said(
         kvm.guest().save()
     told = task.quartet(vm_rescue.main, **ask)
     assert told["vms"][0]["figures"]["rescue"]["power_before"] == state
-    assert "memory is lost" in told["warnings"][0]
+    assert "memory is lost" in str(told["warnings"])
     told = task.quartet(vm_rescue.main, **options(storage, state="unrescued"))["vms"][0]
     assert (told["status"], original(kvm)) == ("SHUTOFF", before)
 
 
 def test_a_transient_vm_is_refused(kvm: Hypervisor, task: Task, storage: Path, image: str) -> None:
-    kvm.connection.createXML(
-        "<domain type='test'><name>web1</name><memory>1024</memory><os><type>hvm</type></os></domain>"
-    )
+    define(kvm, storage)
+    kvm.guest().domain.undefine()
     told = task(vm_rescue.main, **options(storage, state="rescued", image=image))
     assert (told["code"], "transient" in told["msg"]) == ("refused", True)
 
@@ -566,11 +565,10 @@ def test_removing_a_rescued_vm_removes_all_that_is_its_own(
     # Disks that it does not have for the time are not free for others.
     assert Chains(kvm.host).owners()[data] == [UUID]
     gone: list[str] = []
-    undefine = Guest.undefine
 
     def see(guest: Guest) -> None:
         gone.append(original(kvm))
-        undefine(guest)
+        guest.domain.undefine()  # the driver knows no flags for it
 
     monkeypatch.setattr(Guest, "undefine", see)
     told = task.quartet(vm.main, name="web1", state="absent", force=True)["vms"][0]
