@@ -30,6 +30,9 @@ ACTIONS = {
     "vm_rebuild": "rebuild",
     "vm_shelve shelved": "shelve",
     "vm_shelve unshelved": "unshelve",
+    "vm_rescue rescued": "rescue",
+    "vm_rescue unrescued": "unrescue",
+    "vm_password": "set_password",
     "vm_lock": "lock",
     "vm_status": "reset_state",
 }
@@ -53,6 +56,7 @@ VMS = {
     "SOFT_DELETED": vm(status.SHUTOFF, mark="soft-delete"),
     "BUILD": vm(status.SHUTOFF, journal="launch"),
     "SHELVED": vm(status.SHUTOFF, mark="shelved"),
+    "RESCUE": vm(status.RUNNING, mark="rescued"),
 }
 
 
