@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import typing as t
 import xml.etree.ElementTree as ET
 from dataclasses import asdict, dataclass, fields, replace
@@ -33,6 +34,7 @@ BUSES = ("virtio", "scsi", "sata", "ide", "usb")
 _PREFIXES = {"virtio": "vd", "scsi": "sd", "sata": "sd", "usb": "sd", "ide": "hd"}
 _IDE_NAMES = 4
 
+_END = "</metadata>"
 _INSTANCE = f"{memory.NAMESPACE} instance"
 
 
@@ -178,7 +180,9 @@ def split(text: str) -> tuple[str, str]:
 
     def end(_name: str) -> None:
         if watched():
-            spans[watched()].append(data.index(b">", parser.CurrentByteIndex) + 1)
+            at = parser.CurrentByteIndex
+            tag = re.compile(rb"</(?:[^\s>]+:)?%b\s*>" % watched().encode()).match(data, at)
+            spans[watched()].append(tag.end() if tag else at)  # expat is behind an empty element already
         path.pop()
 
     parser = expat.ParserCreate("utf-8", " ")
@@ -190,7 +194,8 @@ def split(text: str) -> tuple[str, str]:
     first, last = spans["metadata"]
     ours = spans.get("instance", [last, last])
     kept = data[first : ours[0]].rstrip() + data[ours[1] : last]
-    return (data[:first].rstrip() + data[last:]).decode(), kept.decode()
+    left = (data[:first].rstrip() + data[last:]).decode()
+    return left, kept.decode() if kept.endswith(_END.encode()) else ""
 
 
 def join(definition: str, metadata: str, instance: Instance) -> str:
@@ -200,9 +205,9 @@ def join(definition: str, metadata: str, instance: Instance) -> str:
     for each in node.iter():
         each.tag = f"{{{memory.NAMESPACE}}}{each.tag}"
     ours = ET.tostring(node, encoding="unicode").replace("\r", "&#13;")
-    foreign, _end, _rest = (metadata or "<metadata></metadata>").rpartition("</metadata>")
+    foreign = metadata.removesuffix(_END) or "<metadata>"
     before, end, after = definition.rpartition("</domain>")
-    return f"{before}{foreign}{ours}</metadata>{end}{after}"
+    return f"{before}{foreign}{ours}{_END}{end}{after}"
 
 
 def restored(definition: str, current: ET.Element) -> ET.Element:
