@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import typing as t
 from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import Glance, Lab, Playbook, Result, Task, task, wait_for
+from tests.integration.harness import Glance, Lab, Playbook, Played, Result, Task, task, wait_for
 from tests.integration.test_vm_rebuild import definition, disks, image, own_files, small, stored
 from tests.lab.kvmlab.guest import MEMORY_UEFI_MIB, NO_INIT
 
@@ -278,6 +279,10 @@ def test_a_rescued_vm_stays_rescued_until_it_is_unrescued(lab: Lab, play: Playbo
     assert error["vms"][0]["status"] == "RESCUE"
     assert lab.state("kvm1", "a").startswith("running")
     lab.sh("kvm1", f"mv {data}.away {data}")
+    # So it does as long as its own system does not come up.
+    error = play(unrescue(wait_for="agent", wait_timeout=2)).error()["result"]
+    assert (error["code"], "rescued again" in error["msg"]) == ("timed_out", True), error["msg"]
+    assert (statuses(error), len(own_files(lab, vm))) == ({"a": "RESCUE RUNNING"}, len(files) + 1)
     # vm_status loses nothing of the way back.
     play([task("vm_status", name="a", state="error"), task("vm_status", name="a", state="active")]).ok()
     result = play.quartet("vm_rescue", name="a", state="unrescued", force=True)
@@ -313,53 +318,52 @@ def test_a_host_that_lost_its_power_still_knows_and_what_is_removed_leaves_nothi
 # ---- killed
 
 
-@pytest.fixture
-def known(lab: Lab, play: Playbook, launch: Launch) -> t.Callable[[str], None]:
-    """A VM that runs; the function sees that it is what it was, rescued or not."""
-    one = image(lab, "one", "write -P 1 0 1M")
-    vm = small(lab, launch, one, start=True)
+@pytest.mark.parametrize(
+    ("way", "steps", "taken_back"),
+    [
+        ("rescued", ["stage", "stop", "swap", "start", "end"], ["stop", "start"]),
+        ("unrescued", ["stop", "swap_back", "start", "remove", "end"], ["swap_back", "start", "end"]),
+    ],
+)
+def test_what_was_killed_at_any_step_is_finished_by_the_same_task_and_undone_by_the_other(
+    lab: Lab, play: Playbook, launch: Launch, way: str, steps: list[str], taken_back: list[str]
+) -> None:
+    vm = small(lab, launch, image(lab, "one", "write -P 1 0 1M"), start=True)
     before = told(lab)
+    there, away = rescue(image=image(lab, "two", "write -P 2 0 1M")), unrescue()
+    do, undo = (there, away) if way == "rescued" else (away, there)
+    words = {"rescued": "RESCUE RUNNING", "unrescued": "ACTIVE RUNNING"}
+    other = {**task("vm", name="a", title="x"), "ignore_errors": True}
 
-    def see(status: str) -> None:
-        (info,) = play(task("vm_info", name="a")).ok()["result"]["vms"]
-        assert (info["status"], info["power_state"], info["journal"]) == (status, "RUNNING", None)
-        if status == "ACTIVE":
-            assert (told(lab), own_files(lab, vm)) == (before, ["root.qcow2"])
-        else:
-            assert len(own_files(lab, vm)) == 2
+    def see(played: Played, step: str) -> None:
+        """It is as it was, or rescued with one disk more."""
+        rescued = "<state" in remembered(lab)
+        assert len(own_files(lab, vm)) == (2 if rescued else 1), (step, played.output)
+        assert rescued or told(lab) == before, step
+        assert "<journal" not in remembered(lab), step
+        assert lab.state("kvm1", "a").startswith("running"), step
 
-    return see
-
-
-@pytest.mark.parametrize("step", ["stage", "stop", "swap", "start", "end"])
-def test_a_rescue_that_was_killed_is_finished_or_taken_back(
-    lab: Lab, play: Playbook, known: t.Callable[[str], None], step: str
-) -> None:
-    do, undo = rescue(image=image(lab, "two", "write -P 2 0 1M")), unrescue()
-    for then, status in ((do, "RESCUE"), (undo, "ACTIVE")):
+    if way == "unrescued":
+        play(there).ok()
+    for step in steps:
         play.killed_at(step, do)
-        other = {**task("vm", name="a", title="x"), "ignore_errors": True}
-        busy, done, again = (each["result"] for each in play([other, then, then]).results)
-        assert busy["code"] == "busy", busy["msg"]
-        assert (done["changed"], again["changed"]) == (True, False)
-        known(status)
+        played = play([other, do, do])
+        busy, done, again = (each["result"] for each in played.results)
+        assert (busy["code"], done["changed"], again["changed"]) == ("busy", True, False), (step, played.output)
+        assert statuses(done)["a"] == statuses(again)["a"] == words[way], (step, played.output)
+        see(played, step)
         play(undo).ok()
-    known("ACTIVE")
-
-
-@pytest.mark.parametrize("step", ["stop", "swap_back", "start", "remove", "end"])
-def test_a_way_back_that_was_killed_is_finished_or_taken_back(
-    lab: Lab, play: Playbook, known: t.Callable[[str], None], step: str
-) -> None:
-    do, undo = rescue(image=image(lab, "two", "write -P 2 0 1M")), unrescue()
-    for then, status in ((undo, "ACTIVE"), (do, "RESCUE")):
-        play(do).ok()
-        play.killed_at(step, undo)
-        done, again = (each["result"] for each in play([then, then]).results)
-        assert (done["changed"], again["changed"]) == (True, False)
-        known(status)
-    play(undo).ok()
-    known("ACTIVE")
+    for step in taken_back:
+        play.killed_at(step, do)
+        played = play([undo, undo])
+        done, again = (each["result"] for each in played.results)
+        assert (done["changed"], again["changed"]) == (True, False), (step, played.output)
+        assert statuses(again)["a"] == words["unrescued" if way == "rescued" else "rescued"], (step, played.output)
+        see(played, step)
+    # What a killed task leaves goes with the VM.
+    play.killed_at("start", do)
+    play(task("vm", name="a", state="absent", force=True)).ok()
+    assert [path for path in lab.files("kvm1") if str(vm["uuid"]) in path] == []
 
 
 # ---- what goes wrong
@@ -418,6 +422,10 @@ def test_what_fails_in_the_middle_is_taken_back(lab: Lab, play: Playbook, launch
     assert "was started" in error["msg"]
     assert error["vms"][0]["status"] == "ACTIVE"
     assert (told(lab), own_files(lab, vm)) == (before, ["root.qcow2"])
+    # What does not come up is no better.
+    error = play(rescue(image=one, wait_for="agent", wait_timeout=2)).error()["result"]
+    assert (error["code"], "was started" in error["msg"]) == ("timed_out", True), error["msg"]
+    assert (told(lab), own_files(lab, vm)) == (before, ["root.qcow2"])
     # libvirtd is restarted, whose clients lose their connection: the next run finishes.
     restart = "pkill -9 libvirtd; /usr/sbin/libvirtd --daemon --listen"
     assert play.disturbed_at("swap", restart, rescue(image=one)).error()["result"]["code"] == "unreachable"
@@ -455,3 +463,24 @@ def test_from_glance_as_the_image_says(lab: Lab, play: Playbook, launch: Launch,
     assert (told(lab), own_files(lab, vm)) == (before, ["root.qcow2"])
     (error,) = play.errors([rescue(image="two", image_store={**store, "cloud": "other"})])
     assert error["code"] == "not_found"
+
+
+def test_from_the_controller(lab: Lab, play: Playbook, launch: Launch, tmp_path: Path) -> None:
+    vm = small(lab, launch, image(lab, "one", "write -P 1 0 1M"), start=False)
+    before, files = told(lab), own_files(lab, vm)
+    two = tmp_path / "two.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(two), "8M"], check=True)
+    what = {"name": "a", "uri": lab.hosts["kvm1"]["lab_uri"], "force": True}
+    credentials = {"password": "x1y2z3"}
+    result = play.quartet(
+        "vm_rescue", host="localhost", state="rescued", image=str(two), credentials=credentials, **what
+    )
+    assert statuses(result) == {"a": "RESCUE RUNNING"}
+    assert len(own_files(lab, vm)) == len(files) + 2
+    data = disks(lab)["vda"]
+    lab.sh("kvm1", f"mv {data} {data}.away")
+    error = play(task("vm_rescue", state="unrescued", **what), host="localhost").error()["result"]
+    assert (error["code"], error["missing"]) == ("not_found", {"vda": data}), error["msg"]
+    lab.sh("kvm1", f"mv {data}.away {data}")
+    play.quartet("vm_rescue", host="localhost", state="unrescued", **what)
+    assert (told(lab), own_files(lab, vm)) == (before, files)
