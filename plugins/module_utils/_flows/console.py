@@ -146,8 +146,8 @@ class _Logged(_Reader):
     def _console(self) -> Console:
         return read_console(self.guest.xml())
 
-    def _begin(self, log: Log, after: Position, run: int, console: Console) -> int | None:
-        """Where in *log* that is."""
+    def _begin(self, log: Log, after: Position, run: int, console: Console) -> tuple[int, bool]:
+        """Where in *log* that is, and whether nothing is lost that came since."""
         return log.find(after, anew=console.begun_anew and run not in (-1, after.run))
 
     def _search(self, pattern: re.Pattern[str]) -> Match | None:
@@ -156,7 +156,7 @@ class _Logged(_Reader):
             if self._read is None:
                 place = max(0, log.size - self.context.params["max_size"])
             else:
-                place = self._begin(log, self._read, run, console) or 0
+                place, _same = self._begin(log, self._read, run, console)
             while place < log.size:
                 piece = log.read(place, min(place + _PIECE, log.size))
                 place += len(piece)
@@ -173,13 +173,12 @@ class _Logged(_Reader):
     def _finish(self) -> None:
         console, run, size = self._console(), self.guest.id, self.context.params["max_size"]
         with Log(console.log) as log:
-            found = self._begin(log, self._after, run, console) if self._after else 0
-            begin = max(found or 0, log.size - size - 1)
-            self._tell(log.read(begin, log.size), whole=begin == (found or 0))
+            start, complete = self._begin(log, self._after, run, console) if self._after else (0, True)
+            begin = max(start, log.size - size - 1)
+            self._tell(log.read(begin, log.size), whole=begin == start)
             position = self._end or log.position(log.size, uuid=self.guest.uuid, run=run)
             self.told["position"] = position.dump()
-            if found is None and self._after and self._after.inode:
-                self.told["truncated"] = True
+            self.told["truncated"] = self.told["truncated"] or not complete
             if not log.there:
                 self.told["reason"] = f"There is no file {console.log} on the host: the guest has said nothing yet."
 

@@ -13,6 +13,7 @@ import os
 import stat
 import types
 import typing as t
+from dataclasses import dataclass
 
 try:
     import libvirt
@@ -31,6 +32,25 @@ _CHUNK = 262120
 MAX_PICTURE = 3 * 8192 * 8192 + 1024
 
 
+@dataclass(frozen=True)
+class _File:
+    """One that is open.
+
+    :param size: In bytes.
+    :param written: When it was last written to, in nanoseconds.
+    """
+
+    descriptor: int
+    inode: int
+    size: int
+    written: int
+
+    def fingerprint(self, offset: int) -> str:
+        """See :class:`.Position`."""
+        size = min(FINGERPRINT, offset)
+        return hashlib.sha256(os.pread(self.descriptor, size, offset - size)).hexdigest()[:16]
+
+
 class Log:
     """The log of a console as it is at one moment, with what was rotated away: to PATH.0 by virtlogd and to PATH.1 by
     logrotate, and on from there. For a ``with``. Places in it are counted in bytes from the oldest.
@@ -42,7 +62,7 @@ class Log:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._files: list[tuple[int, int, int]] = []  # descriptor, inode, bytes; the oldest first
+        self._files: list[_File] = []  # the oldest first
         try:
             self._open(path)
         except BaseException:
@@ -70,7 +90,7 @@ class Log:
                     continue
                 raise LifecycleError(f"Failed to read the console's log {name}: it is no regular file.")
             seen.add(told.st_ino)
-            self._files.insert(0, (descriptor, told.st_ino, told.st_size))
+            self._files.insert(0, _File(descriptor, told.st_ino, told.st_size, told.st_mtime_ns))
 
     @property
     def there(self) -> bool:
@@ -80,45 +100,50 @@ class Log:
     @property
     def size(self) -> int:
         """Bytes in all of it."""
-        return sum(size for _descriptor, _inode, size in self._files)
+        return sum(file.size for file in self._files)
 
     def read(self, begin: int, end: int) -> bytes:
         """The bytes between two places."""
         found, start = [], 0
-        for descriptor, _inode, size in self._files:
-            first, last = max(begin - start, 0), min(end - start, size)
+        for file in self._files:
+            first, last = max(begin - start, 0), min(end - start, file.size)
             if first < last:
                 with working(f"read the console's log {self.path}"):
-                    found.append(os.pread(descriptor, last - first, first))
-            start += size
+                    found.append(os.pread(file.descriptor, last - first, first))
+            start += file.size
         return b"".join(found)
 
     def position(self, place: int, *, uuid: str, run: int) -> Position:
         """What :meth:`find` finds that place by later."""
         start = 0
-        for descriptor, inode, size in self._files:
-            if place - start <= size and (place - start < size or descriptor == self._files[-1][0]):
-                return Position(uuid, run, inode, place - start, _fingerprint(descriptor, place - start))
-            start += size
-        return Position(uuid, run)
+        for file in self._files:
+            offset = place - start
+            if 0 < offset <= file.size:
+                return Position(uuid, run, file.inode, offset, file.fingerprint(offset), file.written)
+            start += file.size
+        # Before all there is: what was written up to now counts as written later.
+        return Position(uuid, run, written=self._files[0].written - bool(self.size) if self._files else 0)
 
-    def find(self, position: Position, *, anew: bool = False) -> int | None:
-        """The place, or ``None`` when its file is not there any more. Where it was emptied since: its beginning.
+    def find(self, position: Position, *, anew: bool = False) -> tuple[int, bool]:
+        """The place, and whether it is the very one. Else its file is gone, or was emptied; and the place is the first
+        after which anything was written since.
 
-        :param anew: It is known to have been emptied.
+        :param anew: The file is known to have been emptied.
         """
-        start, same, copies = 0, None, []
-        for descriptor, inode, size in self._files:
-            whole = size >= position.offset and _fingerprint(descriptor, position.offset) == position.fingerprint
-            if inode == position.inode:
-                if whole and not anew:
-                    return start + position.offset
-                same = start
-            elif whole and position.offset:
+        start, copies, later = 0, [], None
+        for file in self._files:
+            same = file.size >= position.offset > 0 and file.fingerprint(position.offset) == position.fingerprint
+            if same and file.inode == position.inode and not anew:
+                return start + position.offset, True
+            if same and not anew:  # logrotate may leave a copy, and empty the file
                 copies.append(start + position.offset)
-            start += size
-        # logrotate may leave a copy, and empty the file.
-        return copies[-1] if copies else same
+            # Whatever has the inode of a file that is gone: what was written before is older than the position.
+            if later is None and file.written > position.written:
+                later = start
+            start += file.size
+        if copies:
+            return copies[-1], True
+        return (start if later is None else later), not position.offset
 
     def __enter__(self) -> Log:
         return self
@@ -130,12 +155,7 @@ class Log:
 
     def _close(self) -> None:
         while self._files:
-            os.close(self._files.pop()[0])
-
-
-def _fingerprint(descriptor: int, offset: int) -> str:
-    size = min(FINGERPRINT, offset)
-    return hashlib.sha256(os.pread(descriptor, size, offset - size)).hexdigest()[:16]
+            os.close(self._files.pop().descriptor)
 
 
 class Terminal:

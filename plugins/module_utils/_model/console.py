@@ -62,6 +62,7 @@ class Position:
     :param inode: Of the file; 0 when there was none.
     :param offset: Bytes from the beginning of that file.
     :param fingerprint: Hash of the :data:`FINGERPRINT` bytes before.
+    :param written: When that file had last been written to, in nanoseconds.
     """
 
     uuid: str
@@ -69,6 +70,7 @@ class Position:
     inode: int = 0
     offset: int = 0
     fingerprint: str = ""
+    written: int = 0
 
     def dump(self) -> str:
         """For results, as a word that means nothing to others."""
@@ -85,7 +87,7 @@ class Position:
             position: Position | None = cls(*found)
         except (ValueError, TypeError):
             position = None
-        if position is None or [each.__class__ for each in asdict(position).values()] != [str, int, int, int, str]:
+        if position is None or [each.__class__ for each in asdict(position).values()] != [str, int, int, int, str, int]:
             raise Invalid(
                 f"{text!r} is no position in the log of a console.",
                 hint="Give in after what an earlier task with vm_console returned as position.",
