@@ -20,6 +20,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.integration import forked
 from tests.lab.kvmlab import glance
 from tests.lab.kvmlab.guest import Guest
 from tests.lab.kvmlab.lab import Lab as KvmLab
@@ -145,10 +146,10 @@ class Glance:
         assert self.files() == []
 
 
-def run(command: list[str], *, check: bool, timeout: float, env: dict[str, str] | None = None) -> t.Any:
+def run(command: list[str], *, check: bool, timeout: float) -> t.Any:
     """A command, with nothing of ours left open in what it starts."""
     return subprocess.run(
-        command, check=check, timeout=timeout, env=env, text=True, stdin=subprocess.DEVNULL, capture_output=True
+        command, check=check, timeout=timeout, text=True, stdin=subprocess.DEVNULL, capture_output=True
     )
 
 
@@ -206,17 +207,19 @@ class Playbook:
         self.lab = lab
         self.directory = directory
 
-    def start(self, tasks: t.Sequence[Task], host: str, *options: str) -> tuple[list[str], dict[str, str], Path]:
-        """The command, its environment, and the file that the results come into."""
+    def prepare(self, tasks: t.Sequence[Task], host: str, *options: str) -> tuple[list[str], dict[str, str], Path]:
+        """The command, what its environment has besides, and the file that the results come into."""
         directory = Path(tempfile.mkdtemp(dir=self.directory))
         play: dict[str, t.Any] = {"hosts": host, "gather_facts": False, "tasks": list(tasks)}
         if host == "localhost":
             play.update(connection="local", vars={"ansible_python_interpreter": sys.executable})
         (directory / "play.yml").write_text(yaml.safe_dump([play], sort_keys=False), encoding="utf-8")
+        return self._command(directory, str(directory / "play.yml"), *options)
+
+    def _command(self, directory: Path, *words: str) -> tuple[list[str], dict[str, str], Path]:
         results = directory / "results"
         results.touch()
-        env = {
-            **os.environ,
+        settings = {
             "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback_plugins"),
             "ANSIBLE_CALLBACKS_ENABLED": "results",
             "ANSIBLE_NOCOLOR": "1",
@@ -224,15 +227,25 @@ class Playbook:
             "KVMOPS_RESULTS": str(results),
         }
         playbook = Path(sys.executable).parent / "ansible-playbook"
-        return [str(playbook), "-i", str(self.lab.inventory), str(directory / "play.yml"), *options], env, results
+        return [str(playbook), "-i", str(self.lab.inventory), *words], settings, results
 
     def __call__(
         self, tasks: t.Sequence[Task] | Task, *options: str, host: str = "kvm1", timeout: float = 300
     ) -> Played:
         """Run *tasks*. *options* are those of ansible-playbook."""
-        command, env, results = self.start([tasks] if isinstance(tasks, dict) else tasks, host, *options)
-        done = run(command, check=False, timeout=timeout, env=env)
-        return Played(done.returncode, done.stdout + done.stderr, read_results(results))
+        return self._play(*self.prepare([tasks] if isinstance(tasks, dict) else tasks, host, *options), timeout)
+
+    def ours(self, name: str, **variables: t.Any) -> Played:
+        """Run a playbook of the collection."""
+        directory = Path(tempfile.mkdtemp(dir=self.directory))
+        words = (f"kvmops.lifecycle.{name}", "-e", json.dumps(variables))
+        return self._play(*self._command(directory, *words), 300)
+
+    @staticmethod
+    def _play(command: list[str], settings: dict[str, str], results: Path, timeout: float) -> Played:
+        output = results.with_name("output")
+        code = forked.playbook(command, settings, output, timeout)
+        return Played(code, output.read_text(encoding="utf-8"), read_results(results))
 
     def errors(self, tasks: t.Sequence[Task], host: str = "kvm1") -> list[Result]:
         """The errors of *tasks*, all of which must fail, each by itself and not by a traceback."""
@@ -261,8 +274,9 @@ class Playbook:
     @contextlib.contextmanager
     def running(self, tasks: t.Sequence[Task], *options: str, host: str = "kvm1") -> t.Iterator[Running]:
         """The playbook, running; ended at the latest with the body."""
-        command, env, results = self.start(tasks, host, *options)
+        command, settings, results = self.prepare(tasks, host, *options)
         output = results.with_name("output")
+        env = {**os.environ, **settings}
         with output.open("w", encoding="utf-8") as file, Running(command, env, results, file) as process:
             try:
                 yield process

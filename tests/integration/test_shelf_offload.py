@@ -6,12 +6,11 @@
 
 from __future__ import annotations
 
-import json
 import typing as t
 
 import pytest
 
-from tests.integration.harness import Lab, Playbook, Result, read_results, run, task
+from tests.integration.harness import Lab, Playbook, Result, task
 
 Launch = t.Callable[..., Result]
 
@@ -30,11 +29,7 @@ def store(lab: Lab) -> t.Iterator[dict[str, str]]:
 def offload(play: Playbook, store: dict[str, str], **extra: t.Any) -> Result:
     """Run the playbook with these variables; what its task came to."""
     variables = {"shelf_offload_hosts": "kvm1", "shelf_offload_image_store": store, **extra}
-    command, env, results = play.start([], "kvm1", "-e", json.dumps(variables))
-    command[3] = "kvmops.lifecycle.shelf_offload"
-    done = run(command, check=False, timeout=300, env=env)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (told,) = read_results(results)
+    told = play.ours("shelf_offload", **variables).ok()
     return t.cast("Result", told["result"])
 
 
