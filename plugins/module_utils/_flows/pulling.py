@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import typing as t
 
-from .._core.errors import Invalid, LifecycleError, NotFound, TimedOut, Unreachable
+from .._core.errors import Invalid, LifecycleError, NoSpace, NotFound, TimedOut, Unreachable
 from .._libvirt import Base, Guest, Pull
 from .._libvirt.pull import Job
 from .._model.snapshot import Member
@@ -25,6 +25,9 @@ from .shelves import image_of, read_back
 _SOON, _LATER = 0.05, 0.5
 # Seconds between two attempts at what has failed.
 _AGAIN = 2.0
+# Seconds for which QEMU may refuse what is asked of it: a job that ends while it is asked about is gone, or in the
+# way for a moment.
+_REFUSALS = 30.0
 # Seconds that libvirtd has to answer when it was lost.
 _CONNECT = 10.0
 
@@ -102,6 +105,7 @@ class Pulling:
         self._tried: set[str] = set()
         self._again_at = 0.0
         self._trouble: LifecycleError | None = None
+        self._refused_since: float | None = None
         # For each disk; they share what they may use.
         self._bandwidth = (context.params["bandwidth"] << 20) // max(1, len(began.disks))
         self._last: Figures = {}
@@ -158,11 +162,26 @@ class Pulling:
                     f"VM {guest.name} went off before all its data were here.",
                     hint="Run the task again: it starts the VM, and goes on. Nothing that the guest wrote is lost.",
                 )
-            return self._look(guest)
+            return self._look_patiently(guest)
         except Unreachable as exc:
             self._trouble = exc
             self._reconnect()
             return False
+
+    def _look_patiently(self, guest: Guest) -> bool:
+        try:
+            done = self._look(guest)
+        except (Unreachable, NotFound, NoSpace):
+            raise
+        except LifecycleError as exc:
+            now = self.clock.monotonic()
+            self._refused_since = now if self._refused_since is None else self._refused_since
+            if now - self._refused_since >= _REFUSALS:
+                raise
+            self._trouble = exc
+            return False
+        self._refused_since = None
+        return done
 
     def _reconnect(self) -> None:
         """libvirtd was restarted, or will be: QEMU goes on meanwhile."""

@@ -47,13 +47,16 @@ class Machine:
 
     :param fails: How many jobs end too early, and whether the guest then stands still.
     :param lost: At how many looks libvirtd is away.
+    :param refuses: How many jobs it does not begin.
     """
 
-    def __init__(self, *, late: bool = False, fails: int = 0, stops: bool = False, lost: int = 0) -> None:
+    def __init__(
+        self, *, late: bool = False, fails: int = 0, stops: bool = False, lost: int = 0, refuses: int = 0
+    ) -> None:
         self.disk = Disk("vda", "virtio", "disk", Image("file", OVERLAY if late else FILE, "qcow2"))
         below = ("/s/delta", "/s/base") if late else ("/s/delta", BASE)
         self.disk = replace(self.disk, backing=tuple(Image("file", each, "qcow2") for each in below), chain_known=True)
-        self.fails, self.stops, self.lost = fails, stops, lost
+        self.fails, self.stops, self.lost, self.refuses = fails, stops, lost, refuses
         self.left = 0
         self.copying = ""
         self.log: list[str] = []
@@ -84,6 +87,11 @@ class Machine:
 
     def begin(self, disk: Disk, keep: int, bandwidth: int) -> None:
         self.log.append(f"begin {keep}")
+        if self.refuses:
+            self.refuses -= 1
+            raise LifecycleError(
+                "Failed to pull the data of disk vda of VM web1: it is already in active block job."
+            )
         self.left = 4
 
     def copy(self, target: str, path: str, bandwidth: int) -> None:
@@ -223,6 +231,17 @@ def test_patience_has_an_end_that_tells_the_trouble(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(pull, "_expose", expose)
     with pytest.raises(TimedOut, match=r"100 seconds. The store is away.*Run the task again.*virsh destroy"):
         pull.finish()
+
+
+def test_what_qemu_refuses_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine = Machine(refuses=2)
+    work(monkeypatch, tmp_path, machine).finish()
+    assert machine.log == ["begin 1", "expose", "begin 1", "expose", "begin 1"]
+
+
+def test_what_qemu_goes_on_to_refuse_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(LifecycleError, match="already in active block job"):
+        work(monkeypatch, tmp_path, Machine(refuses=1000)).finish()
 
 
 def test_it_goes_on_when_libvirtd_comes_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
