@@ -126,7 +126,7 @@ class _Work(Noting):
 
     def _before(self) -> dict[str, t.Any]:
         told: dict[str, t.Any] = {"status": self.state.status, "power_state": self.state.power_state}
-        told["rescue"] = {"image": self.record.image, "layout": self.record.layout} if self.record else None
+        told["rescue"] = _shown(self.record) if self.record else None
         return told
 
     def stop(self) -> dict[str, t.Any]:
@@ -372,7 +372,7 @@ class _Rescue(_Work):
         after = {
             "status": _RESCUED,
             "power_state": "RUNNING",
-            "rescue": {"image": made.image, "layout": layout},
+            "rescue": _shown(made),
         }
         return Plan(
             before=self._before(),
@@ -676,6 +676,11 @@ _RESCUED = status_of(RESCUED)
 
 def _text(tree: ET.Element) -> str:
     return ET.tostring(tree, encoding="unicode")
+
+
+def _shown(record: Record) -> dict[str, str]:
+    """What the diff says of a rescue."""
+    return {"image": record.image, "layout": record.layout, "device": record.device, "bus": record.bus}
 
 
 def _targets(made: Record) -> list[tuple[str, str]]:
