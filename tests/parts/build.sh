@@ -3,7 +3,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-# The artefact: built, installed without a network, and its modules' documentation read from there.
+# The artefact: built, installed without a network, and the documentation of its modules and roles read from there.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 
@@ -23,9 +23,17 @@ fi
 
 export ANSIBLE_COLLECTIONS_PATH=$place/installed
 ansible-galaxy collection install --offline -p "$ANSIBLE_COLLECTIONS_PATH" "${artefact[0]}"
-cd "$ANSIBLE_COLLECTIONS_PATH/ansible_collections/kvmops/lifecycle/plugins/modules"
-for module in [!_]*.py; do
-    echo "-- ansible-doc kvmops.lifecycle.${module%.py}"
-    ansible-doc -t module "kvmops.lifecycle.${module%.py}" >"$place/doc"
-    grep -q "kvmops.lifecycle.${module%.py}" "$place/doc"
+cd "$ANSIBLE_COLLECTIONS_PATH/ansible_collections/kvmops/lifecycle"
+
+documented() { # documented KIND NAME
+    echo "-- ansible-doc -t $1 kvmops.lifecycle.$2"
+    ansible-doc -t "$1" "kvmops.lifecycle.$2" >"$place/doc"
+    grep -qi "kvmops.lifecycle.$2" "$place/doc"
+}
+
+for module in plugins/modules/[!_]*.py; do
+    documented module "$(basename "$module" .py)"
+done
+for role in roles/*; do
+    documented role "$(basename "$role")"
 done
