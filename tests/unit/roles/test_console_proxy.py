@@ -10,12 +10,14 @@ import base64
 import json
 import logging
 import socket
+import subprocess
 import typing as t
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 
+import jinja2
 import pytest
 from jwcrypto import jwk, jws
 
@@ -324,3 +326,27 @@ def test_the_log_names_the_vm_and_not_the_token(proxy: Proxy, caplog: pytest.Log
     assert proxy.ask(good) is None
     assert "'one' opens the console of 'web1' at 127.0.0.1 port 5900" in caplog.text
     assert good not in caplog.text
+
+
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    template = Path(kvmops_console.__file__).parents[1] / "templates/unit.j2"
+    unit = tmp_path / "kvmops-console-proxy.service"
+    for port in (443, 6080):
+        text = jinja2.Template(template.read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined).render(
+            ansible_managed="Ansible managed",
+            console_proxy_port=port,
+            console_proxy__user="kvmops-console",
+            console_proxy__library="/usr/local/lib/kvmops-console-proxy",
+            console_proxy__used="/var/lib/kvmops-console-proxy",
+            console_proxy__command=["/usr/bin/python3", "-X", "kvmops-console-proxy=0", "/bin/true", f"[::]:{port}"],
+        )
+        unit.write_text(text, encoding="utf-8")
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(unit)],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert ("AmbientCapabilities=CAP_NET_BIND_SERVICE" in text) is (port < 1024)
