@@ -182,7 +182,7 @@ def test_a_terminal_without_a_log_is_listened_to(lab: Lab, play: Playbook) -> No
             console(name="v", wait_for=r"SeaBIOS[\s\S]*^No bootable (dev)ice\.", lines=1),
             console(name="v", listen=1),
             {**console(name="v", wait_for="never", wait_timeout=1), "ignore_errors": True},
-            {**console(name="v", wait_for=END, uri=lab.hosts["kvm1"]["lab_uri_tls"]), "delegate_to": "localhost"},
+            {**console(name="v", wait_for=END, uri=lab.hosts["kvm1"]["lab_uri"]), "delegate_to": "localhost"},
         ]
     )
     played.ok()
@@ -267,7 +267,7 @@ def test_screens_are_pictured(lab: Lab, play: Playbook, tmp_path: Path) -> None:
     many = tmp_path / "screens"
     shot = console(name="a", type="screenshot", dest=str(one))
     check = {**shot, "check_mode": True}
-    uri = lab.hosts["kvm1"]["lab_uri_tls"]
+    uri = lab.hosts["kvm1"]["lab_uri"]
     remote = console(name="a", type="screenshot", dest=str(one), uri=uri)
     played = play(
         [

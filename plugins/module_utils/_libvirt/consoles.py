@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import itertools
 import os
 import stat
+import threading
 import types
 import typing as t
 from dataclasses import dataclass
@@ -161,15 +163,17 @@ class Log:
 class Terminal:
     """The console of a running VM, listened to. For a ``with``.
 
+    A guest that speaks slowly makes a message of every byte, and libvirt's event loop takes one at each of its turns. So
+    a thread waits for them: it takes each at once, and answers libvirtd when that asks whether we are still there.
+
     :raises Busy: Somebody else has it open.
     :raises LifecycleError: The VM is off, or has no such console.
     """
 
     def __init__(self, guest: Guest) -> None:
-        self.guest = guest
+        self._heard: collections.deque[bytes] = collections.deque()
         with doing(f"open the console of VM {guest.name}"):
-            # The remote driver would wait for the guest's next byte for ever.
-            self._stream = guest.host.connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
+            self._stream = guest.host.connection.newStream(0)
             try:
                 guest.domain.openConsole(None, self._stream, 0)
             except libvirt.libvirtError as exc:
@@ -179,14 +183,19 @@ class Terminal:
                         hint="End that session, or give the console a log: <log file='...' append='on'/>.",
                     ) from exc
                 raise
+        self._thread = threading.Thread(target=self._listen, name="kvmops-console", daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(libvirt.libvirtError):  # the VM was switched off, or we have heard enough
+            while block := self._stream.recv(_CHUNK):
+                self._heard.append(block)
 
     def read(self) -> bytes | None:
         """What the guest has said since; ``None`` when that is nothing, and no bytes when the console is closed."""
-        try:
-            found = self._stream.recv(_CHUNK)
-        except libvirt.libvirtError:  # the VM was switched off
-            return b""
-        return None if found == -2 else bytes(found)
+        alive = self._thread.is_alive()  # asked first: what is heard meanwhile is not lost
+        blocks = [self._heard.popleft() for _number in range(len(self._heard))]
+        return b"".join(blocks) if blocks or not alive else None
 
     def __enter__(self) -> Terminal:
         return self

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import typing as t
 from dataclasses import replace
 from pathlib import Path
@@ -150,15 +151,15 @@ def test_a_directory_is_no_log(tmp_path: Path) -> None:
 
 
 class Stream:
-    """What libvirt gives of a console, piece by piece: ``-2`` for nothing yet."""
+    """What libvirt gives of a console, piece by piece, until it is aborted."""
 
-    def __init__(self, pieces: list[bytes | int], error: str = "") -> None:
+    def __init__(self, pieces: list[bytes], error: str = "") -> None:
         self.pieces = pieces
         self.error = error
-        self.aborted = False
+        self.aborted = threading.Event()
 
     def newStream(self, flags: int) -> Stream:  # noqa: N802 - as libvirt calls it
-        assert flags == libvirt.VIR_STREAM_NONBLOCK
+        assert flags == 0  # a recv() that does not wait would need a quick event loop
         return self
 
     def openConsole(self, name: None, stream: Stream, flags: int) -> None:  # noqa: N802
@@ -166,14 +167,14 @@ class Stream:
         if self.error:
             raise libvirt.libvirtError(self.error)
 
-    def recv(self, _size: int) -> bytes | int:
+    def recv(self, _size: int) -> bytes:
         if not self.pieces:
-            raise libvirt.libvirtError("the VM was switched off")
+            self.aborted.wait(60)
+            raise libvirt.libvirtError("stream is closed")
         return self.pieces.pop(0)
 
     def abort(self) -> None:
-        self.aborted = True
-        raise libvirt.libvirtError("it has ended")
+        self.aborted.set()
 
 
 def guest_of(kvm: Hypervisor, stream: Stream) -> t.Any:
@@ -184,11 +185,23 @@ def guest_of(kvm: Hypervisor, stream: Stream) -> t.Any:
     return guest
 
 
-def test_a_console_is_read_until_the_vm_is_off(kvm: Hypervisor) -> None:
-    stream = Stream([b"boot", -2, b"ing"])
+def heard(terminal: Terminal) -> t.Iterator[bytes | None]:
+    """What is read of it until it is closed."""
+    while (said := terminal.read()) != b"":
+        yield said
+
+
+def test_a_console_is_read_until_it_is_closed(kvm: Hypervisor) -> None:
+    with Terminal(guest_of(kvm, Stream([b"boot", b"ing", b"", b"more"]))) as terminal:
+        assert b"".join(said or b"" for said in heard(terminal)) == b"booting"
+
+
+def test_a_console_that_is_silent_has_nothing_yet(kvm: Hypervisor) -> None:
+    stream = Stream([])
     with Terminal(guest_of(kvm, stream)) as terminal:
-        assert [terminal.read() for _piece in range(4)] == [b"boot", None, b"ing", b""]
-    assert stream.aborted
+        assert terminal.read() is None
+    assert stream.aborted.is_set()
+    assert set(heard(terminal)) <= {None}
 
 
 @pytest.mark.parametrize(
