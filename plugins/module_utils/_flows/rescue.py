@@ -195,10 +195,11 @@ class _Work(Noting):
             return next((layer.image.path for layer in layers if _gone(layer.image.path)), None) or ""
         if disk.image.path is None or layers[0].capacity is not None:
             return ""
-        if self.record and self.swap_tool.disks().get(disk.target) is None:
-            return ""  # nobody can be asked for a disk that is not in the definition
+        here = [each.target for each in read_domain(self._secure()).disks if each.image.source == disk.image.source]
+        if not here:  # nobody can be asked for a disk that is not in the definition
+            return ""
         try:
-            self.guest.disk_size(disk.target)
+            self.guest.disk_size(here[0])
         except Unreachable:
             raise
         except LifecycleError:

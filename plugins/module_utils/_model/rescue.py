@@ -217,7 +217,6 @@ def restored(definition: str, current: ET.Element) -> ET.Element:
     """
     root = ET.fromstring(definition)
     for own, other in zip(root.iterfind("devices/graphics"), current.iterfind("devices/graphics")):
-        own.attrib.pop("passwd", None)
         if other.get("passwd"):
             own.set("passwd", other.get("passwd", ""))
     nodes = _by_target(current)

@@ -175,6 +175,7 @@ def test_a_rescued_vm_boots_from_the_rescue_disk_only_and_is_as_it_was_afterward
     told = task.quartet(vm_rescue.main, **options(storage, state="rescued", image=image, layout=way))["vms"][0]
     assert told["steps"] == ["stage", *(["stop"] if running else []), "swap", "start"]
     assert (told["status"], told["power_state"]) == ("RESCUE", "RUNNING")
+    assert told["figures"].get("shutdown") == ("forced" if running else None)
     assert layout(kvm) == expected
     domain = kvm.domain()
     for gone in ("os/boot", "os/kernel", "devices/tpm", "devices/interface/boot"):
@@ -299,7 +300,8 @@ def test_an_image_of_a_store_says_what_the_rescue_disk_is(
     new = NewImage(id=UUID, name="fix", disk_format="raw", properties=properties, min_ram=1024)
     store.put(new, FileContent(image))
     assert "1024 MiB" in task(vm_rescue.main, **ask)["msg"]
-    kvm.connection.defineXML(original(kvm).replace("524288", "1048576"))
+    kvm.connection.defineXML(kvm.guest().text(inactive=True, secure=True).replace("524288", "1048576"))
+    assert kvm.recall().marks
     told = task.quartet(vm_rescue.main, **ask)["vms"][0]
     assert layout(kvm)[-1] == "sdb usb cdrom 1"
     assert (told["figures"]["rescue"]["image"], told["figures"]["rescue"]["image_id"]) == (f"fix ({UUID})", UUID)
@@ -313,16 +315,20 @@ def test_an_image_of_a_store_says_what_the_rescue_disk_is(
 # ---- what fails
 
 
+def fail(*_args: object) -> None:
+    raise LifecycleError("It is as it is.")
+
+
 def failing(monkeypatch: pytest.MonkeyPatch, *, rescued: bool) -> None:
     """A VM does not start while it is rescued, or while it is not."""
     start = Guest.start
 
-    def fail(guest: Guest, *, paused: bool = False) -> None:
+    def start_or_fail(guest: Guest, *, paused: bool = False) -> None:
         if bool(rules.rescued_mark(guest.recall().marks)) == rescued:
             raise LifecycleError("QEMU says no.")
         start(guest, paused=paused)
 
-    monkeypatch.setattr(Guest, "start", fail)
+    monkeypatch.setattr(Guest, "start", start_or_fail)
 
 
 @pytest.mark.parametrize(("running", "again"), [(True, " and was started"), (False, "")])
@@ -352,7 +358,7 @@ def test_another_rescue_that_fails_leaves_the_first(
     task(vm_rescue.main, **options(storage, state="rescued", image=image))
     before, left = original(kvm), files(storage)
     run = flows._Rescue._run
-    monkeypatch.setattr(flows._Rescue, "_run", lambda *_args: (_ for _ in ()).throw(LifecycleError("No.")))
+    monkeypatch.setattr(flows._Rescue, "_run", fail)
     told = task(vm_rescue.main, **options(storage, state="rescued", image=image, layout="classic"))
     assert "and was started" in told["msg"]
     assert (told["vms"][0]["status"], told["vms"][0]["power_state"]) == ("RESCUE", "RUNNING")
@@ -381,7 +387,7 @@ def test_a_way_back_that_fails_leaves_the_vm_rescued(
     data.with_suffix(".away").rename(data)
     # A file that cannot be removed does not bring the rescue back.
     remove = flows._Unrescue._clear
-    monkeypatch.setattr(flows._Unrescue, "_clear", lambda *_args: (_ for _ in ()).throw(LifecycleError("No.")))
+    monkeypatch.setattr(flows._Unrescue, "_clear", fail)
     told = task(vm_rescue.main, **options(storage, state="unrescued"))
     assert (told["vms"][0]["status"], told["vms"][0]["steps"]) == ("ACTIVE", ["stop", "swap_back", "start"])
     monkeypatch.setattr(flows._Unrescue, "_clear", remove)
@@ -431,17 +437,12 @@ def test_what_was_killed_is_finished_or_taken_back(
     if state == "rescued" and method == "stop" and not running:
         method = "swap"
     with monkeypatch.context() as patched:
-
-        def die(*_args: object) -> None:
-            raise LifecycleError("Killed.")
-
-        patched.setattr(flows._Unrescue if state == "unrescued" else flows._Rescue, method, die)
-        patched.setattr(_module._Runner, "_take_back", lambda *_args: None)
+        killed(patched, flows._Unrescue if state == "unrescued" else flows._Rescue, method)
         told = task(vm_rescue.main, **ask)
     if state == "unrescued" and method == "start" and not running:
         assert told["changed"]  # there is no such step
     else:
-        assert told["msg"].endswith("Killed.")
+        assert told["msg"].endswith("It is as it is.")
         assert kvm.recall().journal
     if after == "rescued":
         ask = options(storage, state="rescued", image=image, layout="classic" if state == "again" else "stable")
@@ -454,6 +455,35 @@ def test_what_was_killed_is_finished_or_taken_back(
     assert (original(kvm), files(storage)) == (before, OWN)
     assert (kvm.recall().marks, kvm.recall().journal, len(kvm.recall().disks)) == ((), None, 3)
     assert not task(vm_rescue.main, **options(storage, state="unrescued"))["changed"]
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, work: type, method: str) -> None:
+    """A run dies right before that step."""
+    monkeypatch.setattr(work, method, fail)
+    monkeypatch.setattr(_module._Runner, "_take_back", lambda *_args: None)
+
+
+def test_what_was_done_after_a_run_that_died_at_its_end_stays(
+    kvm: Hypervisor, task: Task, storage: Path, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    define(kvm, storage, running=False)
+    before = original(kvm)
+    task(vm_rescue.main, **options(storage, state="rescued", image=image))
+    ask = options(storage, state="rescued", image=image, layout="classic")
+    with monkeypatch.context() as patched:
+        killed(patched, flows._Rescue, "remove")
+        task(vm_rescue.main, **ask)
+    kvm.guest().power_off()
+    told = task.quartet(vm_rescue.main, **ask)["vms"][0]
+    assert (told["steps"], told["power_state"]) == (["remove"], "SHUTDOWN")
+    # It was off before all that, and so it is when the next rescue fails.
+    kvm.guest().start()
+    with monkeypatch.context() as patched:
+        killed(patched, flows._Unrescue, "remove")
+        task(vm_rescue.main, **options(storage, state="unrescued"))
+    failing(monkeypatch, rescued=True)
+    told = task(vm_rescue.main, **ask)
+    assert (told["vms"][0]["status"], original(kvm), files(storage)) == ("SHUTOFF", before, OWN)
 
 
 @pytest.mark.parametrize(
@@ -469,7 +499,7 @@ def test_what_was_killed_is_finished_or_taken_back(
         ("suspended", {}, "refused", "discard_memory: true"),
         ("lost", {}, "not_found", "layout: classic"),
         ("rootless", {"layout": "classic"}, "not_found", "Bring that back"),
-        ("soft-delete", {}, "refused", "state: restored"),
+        ("soft-delete", {"discard_memory": True}, "refused", "state: restored"),
         ("rebuild", {}, "busy", ""),
     ],
 )
@@ -484,7 +514,7 @@ def test_what_cannot_be_is_refused_in_check_mode_already(
     way_out: str,
 ) -> None:
     define(kvm, storage)
-    if state == "paused":
+    if state in ("paused", "soft-delete"):
         kvm.guest().pause()
     if state == "suspended":
         kvm.guest().save()
@@ -615,8 +645,7 @@ def test_power_and_status_do_not_lose_the_way_back(
     task(vm_status.main, name="web1", state="active")
     # The journal of a way back that died is cleared: the VM is still rescued.
     with monkeypatch.context() as patched:
-        patched.setattr(flows._Unrescue, "swap_back", lambda *_args: (_ for _ in ()).throw(LifecycleError("Killed.")))
-        patched.setattr(_module._Runner, "_take_back", lambda *_args: None)
+        killed(patched, flows._Unrescue, "swap_back")
         task(vm_rescue.main, **options(storage, state="unrescued"))
     assert task(vm_status.main, name="web1", state="active")["vms"][0]["status"] == "RESCUE"
     task(vm_rescue.main, **options(storage, state="unrescued"))
@@ -628,8 +657,7 @@ def test_a_vm_whose_rescue_was_cleared_by_hand_is_rid_of_its_files_by_the_next(
 ) -> None:
     define(kvm, storage)
     with monkeypatch.context() as patched:
-        patched.setattr(flows._Rescue, "swap", lambda *_args: (_ for _ in ()).throw(LifecycleError("Killed.")))
-        patched.setattr(_module._Runner, "_take_back", lambda *_args: None)
+        killed(patched, flows._Rescue, "swap")
         task(vm_rescue.main, **options(storage, state="rescued", image=image))
     task(vm_status.main, name="web1", state="active")
     assert len(files(storage)) == 4
