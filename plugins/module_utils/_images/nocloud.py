@@ -14,11 +14,6 @@ from dataclasses import dataclass, field
 
 from .._core.errors import Unsupported
 
-try:
-    import pycdlib
-except ImportError:  # told when an image is built
-    pycdlib = None
-
 
 @dataclass(frozen=True)
 class NoCloud:
@@ -43,11 +38,13 @@ class NoCloud:
 
         :raises Unsupported: ``pycdlib`` is missing.
         """
-        if pycdlib is None:
+        try:
+            import pycdlib
+        except ImportError as exc:
             raise Unsupported(
                 "Failed to build cloud-init data: the Python library pycdlib is missing.",
                 hint="Install it on the machine on which the module runs (package python3-pycdlib).",
-            )
+            ) from exc
         # JSON is YAML, which is what cloud-init reads.
         meta = json.dumps({"instance-id": instance_id, "local-hostname": hostname, **self.meta_data}, sort_keys=True)
         files = {"meta-data": meta, "user-data": self.user_data or "#cloud-config\n"}

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import Invalid, NotFound, Unsupported
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import formats
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.formats import ImageFacts, inspect_image
 
 MIB = 1 << 20
@@ -178,6 +178,6 @@ def test_a_link_to_an_image_is_as_good_as_the_image(tmp_path: Path) -> None:
 
 
 def test_without_the_inspector_nothing_is_inspected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "format_inspector", None)
+    monkeypatch.setitem(sys.modules, "oslo_utils.imageutils", None)
     with pytest.raises(Unsupported, match=r"oslo\.utils \(7\.3 or newer\) is missing"):
         inspect_image(made(tmp_path / "i.qcow2", "qcow2"), "qcow2")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import typing as t
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import Unsupported
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import nocloud
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.nocloud import NoCloud
 
 UUID = "3b9b2f44-4c0b-4e0e-9f0c-0c4c0b3a7f11"
@@ -103,6 +103,6 @@ def test_the_digest_tells_whether_two_are_the_same() -> None:
 
 
 def test_without_the_library_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nocloud, "pycdlib", None)
+    monkeypatch.setitem(sys.modules, "pycdlib", None)
     with pytest.raises(Unsupported, match="pycdlib is missing"):
         NoCloud().image(instance_id=UUID, hostname="web1")
