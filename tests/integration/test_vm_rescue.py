@@ -411,34 +411,35 @@ def test_what_cannot_be_is_refused_before_anything_is_touched(lab: Lab, play: Pl
 
 def test_what_fails_in_the_middle_is_taken_back(lab: Lab, play: Playbook, launch: Launch) -> None:
     one = image(lab, "one", "write -P 1 0 1M")
-    vm = small(lab, launch, one, start=True)
-    before, root = told(lab), disks(lab)["vda"]
+    vm = small(lab, launch, one, start=True, flavor={"vcpus": 1, "memory": 96, "ephemeral": [1]})
+    before, files, data = told(lab), own_files(lab, vm), disks(lab)["vdb"]
     # What was staged is spoilt before it starts.
     spoil = f"for f in {IMAGES}/{vm['uuid']}/rescue-*.qcow2; do echo none > $f; done"
     error = play.disturbed_at("start", spoil, rescue(image=one)).error()["result"]
     assert "is not rescued" in error["msg"]
     assert "was started" in error["msg"]
     assert error["vms"][0]["status"] == "ACTIVE"
-    assert (told(lab), own_files(lab, vm)) == (before, ["root.qcow2"])
+    assert (told(lab), own_files(lab, vm)) == (before, files)
     # What does not come up is no better.
     error = play(rescue(image=one, wait_for="agent", wait_timeout=2)).error()["result"]
     assert (error["code"], "was started" in error["msg"]) == ("timed_out", True), error["msg"]
-    assert (told(lab), own_files(lab, vm)) == (before, ["root.qcow2"])
+    assert (told(lab), own_files(lab, vm)) == (before, files)
     # libvirtd is restarted, whose clients lose their connection: the next run finishes.
     restart = "pkill -9 libvirtd; /usr/sbin/libvirtd --daemon --listen"
-    assert play.disturbed_at("swap", restart, rescue(image=one)).error()["result"]["code"] == "unreachable"
-    assert statuses(play(rescue(image=one)).ok()["result"]) == {"a": "RESCUE RUNNING"}
+    do = rescue(image=one, layout="classic")
+    assert play.disturbed_at("swap", restart, do).error()["result"]["code"] == "unreachable"
+    assert statuses(play(do).ok()["result"]) == {"a": "RESCUE RUNNING"}
     # A disk of its own goes while it is rescued, and in the middle of the way back: it is rescued again.
-    away = f"mv {root} {root}.away"
+    away = f"mv {data} {data}.away"
     error = play.disturbed_at("start", away, unrescue()).error()["result"]
     assert "rescued again" in error["msg"], error["msg"]
     assert error["vms"][0]["status"] == "RESCUE"
     (error,) = play.errors([unrescue()])
-    assert (error["code"], error["details"]["missing"]) == ("not_found", {"vda": root})
-    lab.sh("kvm1", f"mv {root}.away {root}")
+    assert (error["code"], error["details"]["missing"]) == ("not_found", {"vdb": data})
+    lab.sh("kvm1", f"mv {data}.away {data}")
     assert play.disturbed_at("swap_back", restart, unrescue()).error()["result"]["code"] == "unreachable"
     assert statuses(play(unrescue()).ok()["result"]) == {"a": "ACTIVE RUNNING"}
-    assert (told(lab), own_files(lab, vm)) == (before, ["root.qcow2"])
+    assert (told(lab), own_files(lab, vm)) == (before, files)
 
 
 # ---- images
