@@ -19,7 +19,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field, replace
 
 from .._core.clock import stamp
-from .._core.errors import Invalid, LifecycleError, NotFound, Refused, Unreachable, Unsupported
+from .._core.errors import Invalid, NotFound, Refused, Unsupported
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
 from .._images import Image, NoCloud, resolve
@@ -27,7 +27,7 @@ from .._libvirt import Base, Chains, Patience, Power, Source, Swap, on_variables
 from .._model import names, removal
 from .._model import rescue as rules
 from .._model.actions import demand, demand_idle, refusal
-from .._model.domain import Domain, read_domain
+from .._model.domain import Disk, Domain, read_domain
 from .._model.instance import Instance, OwnDisk
 from .._model.power import route
 from .._model.rebuild import disowning, new_path
@@ -180,31 +180,19 @@ class _Work(Noting):
         for disk in read_domain(original).disks:
             if disk.target not in targets or disk.empty:
                 continue
-            path = self._lost(self.swap_tool.located(disk), original)
+            path = self._lost(self.swap_tool.located(disk))
             if path:
                 missing[disk.target] = path
         if missing:
             told = ", ".join(f"{target} ({path})" for target, path in missing.items())
             raise NotFound(f"VM {self.guest.name} has lost what is on its disks: {told}.", hint=hint, missing=missing)
 
-    def _lost(self, disk: t.Any, original: ET.Element) -> str:
-        """The file of the disk, or one that it builds upon, that is not there; empty when nothing is known to be
+    def _lost(self, disk: Disk) -> str:
+        """The file of the disk, or one that it builds upon, that is not there; empty when none is known to be
         missing."""
         layers = Chains(self.context.host).below(disk.image).layers
-        if self.context.host.local:
-            return next((layer.image.path for layer in layers if _gone(layer.image.path)), None) or ""
-        if disk.image.path is None or layers[0].capacity is not None:
-            return ""
-        here = [each.target for each in read_domain(self._secure()).disks if each.image.source == disk.image.source]
-        if not here:  # nobody can be asked for a disk that is not in the definition
-            return ""
-        try:
-            self.guest.disk_size(here[0])
-        except Unreachable:
-            raise
-        except LifecycleError:
-            return str(disk.image.path)
-        return ""
+        paths = [layer.image.path for layer in layers]
+        return next((path for path in paths if path and not self.context.storage.there(path)), "")
 
     def _check_agent(self, domain: Domain) -> None:
         if self.ask["wait_for"] == "agent" and domain.agent is None:
@@ -212,17 +200,6 @@ class _Work(Noting):
                 f"VM {self.guest.name} has no channel for a guest agent that could be waited for.",
                 hint="Say wait_for: running.",
             )
-
-
-def _gone(path: str | None) -> bool:
-    """Whether there is nothing. What we may not look at, libvirtd may."""
-    try:
-        os.stat(path or "/")
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 class _Rescue(_Work):

@@ -48,6 +48,16 @@ class LocalStorage:
         """See :class:`.storage.Storage`."""
         return facts_of(path)
 
+    def there(self, path: str) -> bool:
+        """See :class:`.storage.Storage`."""
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
+
     def digest(self, path: str) -> str:
         """See :class:`.storage.Storage`. The hash is remembered by the file's identity, if we may."""
         with working(f"hash {path}"):

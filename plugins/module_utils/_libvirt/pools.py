@@ -121,6 +121,19 @@ class PoolStorage:
         marker = Marker.load(name, self._read(path + MARKER))
         return placed(marker.base, bases) if marker else None
 
+    def there(self, path: str) -> bool:
+        """See :class:`.storage.Storage`. Of devices, and of pools that are not active, nothing is known from here."""
+        if path.startswith("/dev/"):
+            return True
+        try:
+            pool = self._pool(os.path.dirname(path), create=False)
+        except Invalid:  # which is not active
+            return True
+        if pool is None:
+            return False
+        with doing(f"look for {path} on {self.host.name}"):
+            return os.path.basename(path) in pool.listVolumes()
+
     def digest(self, path: str) -> str:
         """See :class:`.storage.Storage`. All of the file comes here to be hashed, once a task."""
         if path not in self._digests:

@@ -45,6 +45,9 @@ class Storage(t.Protocol):
     def base_facts(self, path: str) -> Base | None:
         """What is known of the base image *path*; ``None`` when it lies in no base cache, or is not complete."""
 
+    def there(self, path: str) -> bool:
+        """Whether there is a file, or a block device. What we may not look at counts as there: libvirtd may."""
+
     def digest(self, path: str) -> str:
         """The sha256 of a file that nobody writes to, hexadecimal. A file that did not change is read once only."""
 

@@ -131,6 +131,21 @@ def test_a_file_is_written_whole_in_the_place_of_another(storage: LocalStorage, 
 # ---- removing
 
 
+def test_what_we_may_not_look_at_counts_as_there(
+    storage: LocalStorage, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write(f"{place}/file", b"x")
+    assert storage.there(f"{place}/file")
+    assert not storage.there(f"{place}/none")
+    assert not storage.there(f"{place}/file/none")
+
+    def denied(_path: str) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "stat", denied)
+    assert storage.there(f"{place}/file")
+
+
 def test_removing_says_whether_there_was_one(storage: LocalStorage, place: Path) -> None:
     storage.write(f"{place}/u/x", b"")
     assert storage.remove(f"{place}/u/x")
