@@ -163,8 +163,8 @@ class Log:
 class Terminal:
     """The console of a running VM, listened to. For a ``with``.
 
-    A guest that speaks slowly makes a message of every byte, and libvirt's event loop takes one at each turn. So a thread
-    waits for them: it takes each at once, and answers libvirtd when that asks whether we are still there.
+    A guest that speaks slowly makes a message of every byte, and libvirt's event loop takes one at each turn. So a
+    thread waits for them: it takes each at once, and answers libvirtd when that asks whether we are still there.
 
     :raises Busy: Somebody else has it open.
     :raises LifecycleError: The VM is off, or has no such console.
