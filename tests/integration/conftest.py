@@ -26,15 +26,16 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Lab]:
     """Two KVM hosts."""
     run([str(LAB), "up", "--hosts", str(HOSTS)], check=True, timeout=900)
     try:
-        yield Lab(tmp_path_factory.mktemp("lab") / "inventory.yml")
+        lab = Lab(tmp_path_factory.mktemp("lab") / "inventory.yml")
+        lab.clean()
+        yield lab
     finally:
         run([str(LAB), "down"], check=True, timeout=120)
 
 
 @pytest.fixture(autouse=True)
 def clean(lab: Lab) -> t.Iterator[None]:
-    """Every test begins and ends with empty hosts."""
-    lab.clean()
+    """Every test ends with empty hosts, and so begins with them."""
     yield
     lab.clean()
 
@@ -44,13 +45,13 @@ def started_glance(lab: Lab) -> Glance:
     """Glance and Keystone, from the first test on that wants them. The inventory then has their variables."""
     run([str(LAB), "up", "--glance"], check=True, timeout=900)
     lab.read()
+    lab.glance.clean()
     return lab.glance
 
 
 @pytest.fixture
 def glance(started_glance: Glance) -> t.Iterator[Glance]:
     """A Glance without images and faults; the same afterwards."""
-    started_glance.clean()
     yield started_glance
     started_glance.clean()
 

@@ -100,12 +100,13 @@ class Lab:
             self.sh(
                 host,
                 """
-                for vm in $(virsh -q list --all --uuid); do
+                vms=$(virsh -q list --all --uuid)
+                for vm in $vms; do
                     virsh destroy $vm; virsh managedsave-remove $vm
                     virsh undefine $vm --nvram --checkpoints-metadata --snapshots-metadata
                 done >/dev/null 2>&1
                 find /var/lib/libvirt/images -mindepth 1 -maxdepth 1 ! -name _base ! -name lost+found -exec rm -rf {} +
-                test -z "$(virsh -q list --all)"
+                test -z "$vms" || test -z "$(virsh -q list --all)"
                 """,
             )
 
