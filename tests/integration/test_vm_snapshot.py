@@ -25,6 +25,9 @@ STORE = "/var/lib/kvmops/snapshots"
 WORK = "/var/lib/kvmops/work"
 MIB = 1 << 20
 
+# Two VMs are booted once for all of these tests, so they stay together when tests run at the same time.
+pytestmark = pytest.mark.xdist_group("snapshots")
+
 Files = dict[str, str]
 
 

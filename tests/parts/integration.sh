@@ -8,8 +8,9 @@ set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 cd "$REPO" || exit 1
 
-# Three at a time, each with a lab of its own: a test waits for guests as much as it works.
-pytest tests/integration -q -n 3 --dist loadfile
+# Three at a time, each with a lab of its own: a test waits for guests as much as it works. Whoever has nothing left to
+# do takes the next test, of whatever file: by files, the longest one decides.
+pytest tests/integration -q -n 3 --dist loadgroup
 result=$?
 # A worker that was killed has left its lab.
 for worker in 0 1 2; do
