@@ -16,6 +16,7 @@ from pathlib import Path
 
 import libvirt
 import pytest
+from ansible.module_utils import _internal
 from ansible.module_utils.common import warnings
 from ansible.module_utils.testing import patch_module_args
 
@@ -125,7 +126,9 @@ class Task:
         asked = {**self.base, **params, "_ansible_check_mode": check, "_ansible_diff": diff}
         self.capsys.readouterr()
         warnings._global_warnings.clear()  # those of the task before, which was another process
-        with patch_module_args(asked), pytest.raises(SystemExit) as ended:
+        with pytest.MonkeyPatch.context() as patch, patch_module_args(asked), pytest.raises(SystemExit) as ended:
+            # Tests of action plugins in the same process have loaded what makes Ansible take it for a controller.
+            patch.setattr(_internal, "is_controller", False)
             main()
         told: dict[str, t.Any] = json.loads(self.capsys.readouterr().out)
         assert bool(told.get("failed")) == bool(ended.value.code)
