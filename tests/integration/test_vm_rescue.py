@@ -45,6 +45,7 @@ def told(lab: Lab, name: str = "a") -> str:
     text = lab.sh("kvm1", f"virsh dumpxml --inactive --security-info {name}")
     text = re.sub(r"\s*<kvmops:instance [^>]*/>", "", text)
     text = re.sub(r"\s*<kvmops:instance.*?</kvmops:instance>", "", text, flags=re.S)
+    text = text.replace(' xmlns:kvmops="urn:kvmops:lifecycle:instance"', "")
     return re.sub(r"\s*<metadata>\s*</metadata>", "", text)
 
 
