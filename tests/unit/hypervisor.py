@@ -126,10 +126,11 @@ class Task:
         asked = {**self.base, **params, "_ansible_check_mode": check, "_ansible_diff": diff}
         self.capsys.readouterr()
         warnings._global_warnings.clear()  # those of the task before, which was another process
-        with pytest.MonkeyPatch.context() as patch, patch_module_args(asked), pytest.raises(SystemExit) as ended:
+        with pytest.MonkeyPatch.context() as patch, patch_module_args(asked):
             # Tests of action plugins in the same process have loaded what makes Ansible take it for a controller.
             patch.setattr(_internal, "is_controller", False)
-            main()
+            with pytest.raises(SystemExit) as ended:
+                main()
         told: dict[str, t.Any] = json.loads(self.capsys.readouterr().out)
         assert bool(told.get("failed")) == bool(ended.value.code)
         return told
