@@ -89,9 +89,7 @@ class Machine:
         self.log.append(f"begin {keep}")
         if self.refuses:
             self.refuses -= 1
-            raise LifecycleError(
-                "Failed to pull the data of disk vda of VM web1: it is already in active block job."
-            )
+            raise LifecycleError("Failed to pull the data of disk vda of VM web1: it is already in active block job.")
         self.left = 4
 
     def copy(self, target: str, path: str, bandwidth: int) -> None:
