@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import LifecycleError
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._task import Context, Subject
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._task import Subject
 from ansible_collections.kvmops.lifecycle.plugins.modules import vm_password
 from tests.unit.fakes import FakeGuest, JumpingClock
 from tests.unit.hypervisor import Hypervisor, Task
@@ -30,7 +30,7 @@ def clock() -> JumpingClock:
 def set_password(guest: FakeGuest, **params: t.Any) -> dict[str, t.Any]:
     """Plan and do it; the figures."""
     asked = {"password": SECRET, "encrypted": False, "user": None, "guest_timeout": 10, **params}
-    context = t.cast("Context", SimpleNamespace(params=asked))
+    context: t.Any = SimpleNamespace(params=asked)
     plan = vm_password.decide(context, Subject(guest.name, guest, guest.look()))
     assert SECRET not in json.dumps(plan.diff("web1"))
     for step in plan.steps:
