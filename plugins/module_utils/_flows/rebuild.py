@@ -10,7 +10,6 @@ ones stay until the VM was seen to run, and come back if it does not.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import typing as t
@@ -34,7 +33,7 @@ from .._model.status import State, status_of
 from .._task import Context, Subject
 from .launch import remembered
 from .noting import Noting
-from .sources import Wanted, from_image, path_of, wanted
+from .sources import Wanted, digest_of, from_image, path_of, wanted
 
 ACTION = "rebuild"
 # Where the definition names new disks that nobody saw the VM run with.
@@ -376,7 +375,7 @@ class _Work(Noting):
             if launch.image_id:
                 return (launch.image_id, launch.place) == (image.image.id, image.place)
             return launch.base_sha256 == image.image.digests.get("sha256", "unknown")
-        return launch.base_sha256 == self._digest(image.source)
+        return launch.base_sha256 == digest_of(self.context, image.source)
 
     def _same(self, base: Base, source: Source) -> bool:
         """Whether a base was made of that image."""
@@ -388,23 +387,9 @@ class _Work(Noting):
             below = self.context.storage.base_facts(base.parent)
             if below is None or not self._same(below, source.parent):
                 return False
-        digests = {"sha256": self._digest(source)} if source.path else source.digests
+        digests = {"sha256": digest_of(self.context, source)} if source.path else source.digests
         common = set(digests) & set(base.digests)
         return bool(common) and all(digests[name] == base.digests[name] for name in common)
-
-    def _digest(self, source: Source) -> str:
-        """The sha256 of an image file of the machine on which the module runs."""
-        if self.context.host.local:
-            return self.context.storage.digest(source.path)
-
-        def read() -> str:
-            digest = hashlib.sha256()
-            with source.read() as content:
-                for block in content:
-                    digest.update(block)
-            return digest.hexdigest()
-
-        return self.context.once(f"sha256 {source.path}", read)
 
     # ---- what is begun
 

@@ -10,7 +10,6 @@ before. Whatever fails, the VM has that again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -36,7 +35,7 @@ from .._model.status import State, status_of
 from .._task import Context, Subject
 from .launch import DEFAULT_STORAGE
 from .noting import Noting
-from .sources import from_file, from_image, path_of, wanted
+from .sources import digest_of, from_file, from_image, path_of, wanted
 
 RESCUE, UNRESCUE = "rescue", "unrescue"
 
@@ -265,21 +264,7 @@ class _Rescue(_Work):
             return True
         if found.image:
             return found.image.digests.get("sha256", "unknown") == record.sha256
-        return self._digest(found.source) == record.sha256
-
-    def _digest(self, source: Source) -> str:
-        """The sha256 of an image file of the machine on which the module runs."""
-        if self.context.host.local:
-            return self.context.storage.digest(source.path)
-
-        def read() -> str:
-            digest = hashlib.sha256()
-            with source.read() as content:
-                for block in content:
-                    digest.update(block)
-            return digest.hexdigest()
-
-        return self.context.once(f"sha256 {source.path}", read)
+        return digest_of(self.context, found.source) == record.sha256
 
     def _nothing_or_finish(self, record: Record) -> Plan:
         """It is rescued so; a run that died may not have started it."""

@@ -85,6 +85,21 @@ def from_file(path: str, declared: str) -> tuple[Source, int]:
     return source, facts.virtual_size
 
 
+def digest_of(context: Context, source: Source) -> str:
+    """The sha256, hexadecimal, of an image that is a file of the machine on which the module runs."""
+    if context.host.local:
+        return context.storage.digest(source.path)
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        with source.read() as content:
+            for block in content:
+                digest.update(block)
+        return digest.hexdigest()
+
+    return context.once(f"sha256 {source.path}", read)
+
+
 def from_store(store: Store, image: Image) -> Source:
     """An image of a store, with those that it lies upon.
 
