@@ -20,13 +20,12 @@ from .._core.journal import Journal
 from .._core.plan import Plan, Step
 from .._images import resolve
 from .._images.rest import remove_bitmap
-from .._libvirt import Base, Chains, Patience, Power, Source, Swap, on_file, on_variables
+from .._libvirt import Base, Chains, Source, Swap, on_file, on_variables
 from .._model import image as images
 from .._model import names, rebuild, removal, snapshot
 from .._model.actions import demand, refusal
 from .._model.domain import Disk, Domain, read_domain
 from .._model.flavor import Flavor
-from .._model.power import route
 from .._model.rebuild import Began, Change
 from .._model.snapshot import Manifest
 from .._model.status import State, status_of
@@ -34,6 +33,7 @@ from .._task import Context, Subject
 from .launch import remembered
 from .noting import Noting
 from .sources import Wanted, digest_of, from_image, path_of, wanted
+from .stopping import switch_off
 
 ACTION = "rebuild"
 # Where the definition names new disks that nobody saw the VM run with.
@@ -480,18 +480,8 @@ class _Work(Noting):
         return next((disk.target for disk in disks if disk.device in ("disk", "lun")), "")
 
     def stop(self) -> dict[str, t.Any]:
-        """Take the VM's power, as vm_power does; a paused one cannot be asked."""
-        ask = self.ask
-        power = Power(
-            self.guest, Patience("auto", ask["shutdown_timeout"], ask["shutdown_retry_interval"]), self.context.clock
-        )
-        if self.state.condition == "paused":
-            return power.operate("power_off")
-        plain = replace(self.state, vm_state="active", marked=False, running="")
-        figures: dict[str, t.Any] = {}
-        for operation in route(plain, "stopped", name=self.guest.name, force=ask["force"]).operations:
-            figures.update(power.operate(operation))
-        return figures
+        """Take the VM's power."""
+        return switch_off(self.context, self.vm)
 
     def exchange(self) -> None:
         """Define the VM with the new disks, and remember where they come from, in one call."""

@@ -9,18 +9,16 @@ from __future__ import annotations
 import typing as t
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 
 from .._core.clock import parse_stamp, stamp
 from .._core.errors import Busy, Invalid, Refused
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
-from .._libvirt import Patience, Power, remove_files
+from .._libvirt import remove_files
 from .._model import removal
 from .._model.actions import demand
 from .._model.domain import read_domain
 from .._model.instance import Mark
-from .._model.power import route
 from .._model.rescue import RESCUED, Record, rescued_mark
 from .._model.shelf import SHELVED
 from .._model.shelve import Record as ShelfRecord
@@ -30,24 +28,9 @@ from .._model.unshelve import Began
 from .._task import Context, Subject
 from .rescue import give_back
 from .shelves import UNSHELVE, claim_of, demand_store, drop, ids_of, shelf_of, withdraw
+from .stopping import stop
 
 SOFT_DELETED = "soft-delete"
-
-
-def stop(context: Context, vm: Subject) -> list[Step]:
-    """The steps that take a VM's power, if it has any."""
-    guest, _seen, state = vm.there()
-    ask = context.params
-    plain = replace(state, vm_state="active", marked=False, running="")
-    way = route(plain, "stopped", name=guest.name, force=ask["force"])
-    operations = way.operations
-    if state.condition == "suspended":  # its memory goes with it
-        operations = ()
-    if state.condition == "paused":
-        operations = ("power_off",)
-    patience = Patience("auto", ask["shutdown_timeout"], ask["shutdown_retry_interval"])
-    power = Power(guest, patience, context.clock)
-    return [Step(operation, partial(power.operate, operation)) for operation in operations]
 
 
 def delete(context: Context, vm: Subject) -> Plan:

@@ -22,13 +22,12 @@ from .._core.errors import Invalid, NotFound, Refused, Unsupported
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
 from .._images import Image, NoCloud, resolve
-from .._libvirt import Base, Chains, Patience, Power, Source, Swap, on_variables
+from .._libvirt import Base, Chains, Source, Swap, on_variables
 from .._model import names, removal
 from .._model import rescue as rules
 from .._model.actions import demand, demand_idle, refusal
 from .._model.domain import Disk, Domain, read_domain
 from .._model.instance import Instance, OwnDisk
-from .._model.power import route
 from .._model.rebuild import disowning, new_path
 from .._model.rescue import CLASSIC, RESCUED, STABLE, Began, Order, Record
 from .._model.status import State, status_of
@@ -36,6 +35,7 @@ from .._task import Context, Subject
 from .launch import DEFAULT_STORAGE
 from .noting import Noting
 from .sources import digest_of, from_file, from_image, path_of, wanted
+from .stopping import switch_off
 
 RESCUE, UNRESCUE = "rescue", "unrescue"
 
@@ -129,17 +129,8 @@ class _Work(Noting):
         return told
 
     def stop(self) -> dict[str, t.Any]:
-        """Take the VM's power, as vm_power does. A paused one cannot be asked, and saved memory is of no use."""
-        ask = self.ask
-        power = Power(
-            self.guest, Patience("auto", ask["shutdown_timeout"], ask["shutdown_retry_interval"]), self.context.clock
-        )
-        plain = replace(self.state, vm_state="active", marked=False, running="")
-        force = ask["force"] or self.state.condition in ("paused", "suspended")
-        figures: dict[str, t.Any] = {}
-        for operation in route(plain, "stopped", name=self.guest.name, force=force).operations:
-            figures.update(power.operate(operation))
-        return figures
+        """Take the VM's power, and what was saved of its memory, which is of no use."""
+        return switch_off(self.context, self.vm)
 
     def _define(self, definition: str, instance: Instance) -> None:
         """Define the VM so, and write at the same moment what we remember of it. Other metadata stay as they are."""

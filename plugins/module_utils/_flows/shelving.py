@@ -41,9 +41,9 @@ from .copying import Copied, Copier, Job, Upon, clean_up, whole
 from .deltas import layers_of, parent_of, properties_of
 from .noting import Noting
 from .offloading import Offloading
-from .remove import stop
 from .shelves import OFFLOAD, SHELVE, drop, told
 from .snapshot import tell
+from .stopping import stop
 
 # Where libvirt keeps the managed save images of qemu:///system, and makes files of VMs without a directory.
 _SAVES = "/var/lib/libvirt/qemu/save"
