@@ -242,6 +242,16 @@ def test_what_qemu_goes_on_to_refuse_is_told(monkeypatch: pytest.MonkeyPatch, tm
         work(monkeypatch, tmp_path, Machine(refuses=1000)).finish()
 
 
+def test_patience_with_qemu_begins_anew_when_it_has_answered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine = Machine(fails=1)
+    pull = work(monkeypatch, tmp_path, machine)
+    pull.begin()
+    pull._refused_since = -1000.0
+    machine.refuses = 1
+    pull.finish()
+    assert machine.log == ["begin 1", "begin 1", "expose", "begin 1"]
+
+
 def test_it_goes_on_when_libvirtd_comes_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     machine = Machine(lost=3)
     work(monkeypatch, tmp_path, machine).finish()
