@@ -132,3 +132,84 @@ options:
           - Whether the service's certificate must be valid. It must when neither this nor the C(clouds.yaml) says so.
         type: bool
 """
+
+    # dead_host()
+    DEAD_HOST = r"""
+options:
+  records:
+    description:
+      - The directory of the records, on shared storage. Without it, the one that this host has itself.
+    type: path
+  host:
+    description:
+      - The dead host, by the name that it has in the records.
+    type: str
+    required: true
+  lose:
+    description:
+      - What may be lost of the VMs, because it lay on the dead host alone. Without a word of it, a VM is refused that
+        would lose it.
+      - V(nvram) are the variables of the firmware, V(memory) is that of a VM that was suspended, V(tpm) the state of an
+        emulated TPM.
+      - V(disks) are files that are not seen from here, of a VM that M(kvmops.lifecycle.vm) has launched. Its root disk
+        is made anew from its image, its ephemeral disks and its swap are empty, and its config drive has no more than
+        its name. The image is looked for in the base cache here, then in O(image_store) or, when it was a file, in the
+        file of the same name, which must have the same content. Disks that are seen are kept.
+    type: list
+    elements: str
+    choices: [nvram, memory, tpm, disks]
+    default: []
+"""
+
+    # destination()
+    DESTINATION = r"""
+options:
+  dest:
+    description:
+      - The host that the VM moves to, by its host name or address, or by a libvirt URI such as
+        C(qemu+tls://kvm2.example.com/system).
+      - It must mean the same host on the machine on which the module runs and on the KVM host that the VM leaves, since
+        the libvirtd of that one talks to it as well.
+    type: str
+  dest_transport:
+    description:
+      - How the libvirtd of O(dest) is talked to, when that is not a URI. V(tls) needs certificates on both hosts
+        (libvirt's page "TLS certificates"); V(ssh) needs that root of the one may log in on the other.
+    type: str
+    choices: [tls, ssh]
+    default: tls
+  insecure_tcp:
+    description:
+      - Let memory and disks go over the network in the clear, and let O(dest) be a C(qemu+tcp) URI. Without it they go
+        over TLS, which needs the same certificates for QEMU (C(/etc/pki/qemu), or those of libvirt where QEMU may read
+        them).
+    type: bool
+    default: false
+  migration_network:
+    description:
+      - On which address the destination takes memory and disks, when that is not its host name.
+      - An address or a host name; or a suffix of the destination's host name that begins with a hyphen or a dot. With
+        V(-mig), kvm2.example.com is kvm2-mig.example.com; with V(.mig.example.com) it is kvm2.mig.example.com.
+    type: str
+    default: ""
+"""
+
+    PLACEMENT = r"""
+options:
+  dest_storage:
+    description:
+      - The directory at the destination for the disks that are copied there. A VM that was launched by
+        M(kvmops.lifecycle.vm) gets its own directory in it, and its base image is looked for, and kept, in C(_base)
+        there.
+      - Without it, every file has the same path at the destination as here.
+    type: path
+  shared_storage:
+    description:
+      - Whether both hosts see the same storage is found out, for each directory, by a file that one of them writes and
+        the other looks for. Where that cannot be found out, as with devices that are in no storage pool, this says so.
+      - Names of disks (V(vdb)), files, devices (V(/dev/mapper/lun7)) or directories.
+      - A disk that is named here wrongly is not copied, and the VM has another one, or none, at the destination.
+    type: list
+    elements: str
+    default: []
+"""

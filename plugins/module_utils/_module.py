@@ -6,13 +6,15 @@
 
 A module that acts gives :func:`run_module` one function that looks at one VM and returns a :class:`.Plan`. A module
 that only looks gives :func:`run_query` one function that returns the result, or :func:`run_queries` one that looks at
-one VM. Those that are about images and not about VMs give theirs to :func:`run_images` and :func:`run_images_query`.
+one VM. Those that are about images and not about VMs give theirs to :func:`run_images` and :func:`run_images_query`,
+and one that changes a host gives its own to :func:`run_host`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import time
 import typing as t
 from dataclasses import asdict, dataclass, replace
@@ -21,24 +23,39 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from ._core import lock
 from ._core.clock import Clock, stamp
-from ._core.errors import Busy, LifecycleError, Locked, NotFound, Unreachable
+from ._core.errors import Busy, Invalid, LifecycleError, Locked, NotFound, Unreachable
 from ._core.journal import Journal
 from ._core.plan import Plan
 from ._core.spec import Spec
+from ._core.tally import tally
 from ._core.workers import spread
-from ._images import Image, open_store
-from ._libvirt import MISSING, Bulk, Guest, open_host, pick, storage_of
+from ._images.base import Image
+from ._images.stores import open_store
+from ._libvirt import records
+from ._libvirt.bulk import Bulk
+from ._libvirt.errors import MISSING
+from ._libvirt.guest import Guest
+from ._libvirt.host import open_host, pick
+from ._libvirt.storage import storage_of
 from ._model.actions import ACTIONS
+from ._model.queueing import interleaved
 from ._task import Context, StoreContext, Subject
 
 Result = dict[str, t.Any]
 
+# What may be done while a process of another machine has the VM: a human says that it is dead.
+_WAYS_OUT = ("reset_state", "recover")
+# Seconds after which it is looked again whether a process has ended that does the same.
+_TWIN = 0.5
 
 Decide = t.Callable[[Context, Subject], Plan]
 Ask = t.Callable[[Context], Result]
+Answer = t.Callable[[t.Mapping[str, t.Any]], Result]
+Turn = t.Callable[[Context, Subject, Plan], "contextlib.AbstractContextManager[None]"]
 AskOne = t.Callable[[Context, Subject, Result], None]
 DecideImages = t.Callable[[StoreContext], Plan]
 DecideHost = t.Callable[[Context], Plan]
+DecideMachine = t.Callable[[t.Mapping[str, t.Any]], Plan]
 AskImages = t.Callable[[StoreContext], t.Sequence[Image]]
 
 
@@ -49,6 +66,8 @@ def run_module(
     may_be_missing: bool = False,
     everything: t.Callable[[Subject], bool] | None = None,
     elsewhere: t.Callable[[Context], t.Iterable[str]] | None = None,
+    each: str = "",
+    turn: Turn | None = None,
     **options: t.Any,
 ) -> None:
     """Run a module that acts on VMs.
@@ -60,13 +79,20 @@ def run_module(
     :param may_be_missing: Call *decide* for names that no VM has, too.
     :param everything: Which of all the VMs the task is about when it names none.
     :param elsewhere: The UUIDs of VMs that it is then about as well, though libvirt does not have them any more.
+    :param each: An option that names VMs in place of ``name``: a list of ``name`` with options for that VM alone.
+    :param turn: A VM for which there is something to do waits for its turn, which lasts as long as this context.
     :param options: For ``AnsibleModule``: ``required_if`` and the like.
     """
     module = _module(spec, **options)
     context = _connect(module)
-    runner = _Runner(module, context, decide)
+    runner = _Runner(module, context, decide, may_be_missing, turn)
     try:
-        outcomes = runner.run(_select(context, may_be_missing, everything, elsewhere))
+        outcomes = runner.run(_select(context, may_be_missing, everything, elsewhere, each))
+        # libvirt calls no hook for a definition that comes, goes or changes without a start.
+        if context.host.local and not module.check_mode and any(outcome.result["changed"] for outcome in outcomes):
+            problem = records.update()
+            if problem:
+                module.warn(problem)
     except LifecycleError as exc:
         _fail(module, exc)
     finally:
@@ -85,6 +111,19 @@ def run_query(spec: Spec, ask: Ask, **options: t.Any) -> None:
     finally:
         context.close()
     module.exit_json(changed=False, **found)
+
+
+def run_pure(spec: Spec, answer: Answer, **options: t.Any) -> None:
+    """Run a module that works from its options alone: it needs no libvirt and changes nothing.
+
+    :param answer: Takes the options and returns the result, which may have ``changed`` and ``diff``.
+    """
+    module = _module(spec, libvirt=False, **options)
+    try:
+        found = answer(module.params)
+    except LifecycleError as exc:
+        _fail(module, exc)
+    module.exit_json(**{"changed": False, **found})
 
 
 def run_queries(spec: Spec, ask: AskOne, **options: t.Any) -> None:
@@ -150,6 +189,15 @@ def run_images(
     )
 
 
+def run_host(spec: Spec, decide: DecideHost, **options: t.Any) -> None:
+    """Run a module that acts on a host.
+
+    :param spec: Argument spec; it has the part ``connection`` of :mod:`._core.spec`.
+    :param decide: Looks at the host, and returns the plan, whose figures are the result.
+    """
+    _run_on_host(_module(spec, **options), decide)
+
+
 def _run_on_host(module: AnsibleModule, decide: DecideHost) -> None:
     _demand_libvirt(module)
     context = _connect(module)
@@ -163,6 +211,25 @@ def _run_on_host(module: AnsibleModule, decide: DecideHost) -> None:
         context.close()
     if module._diff:
         told["diff"] = [plan.diff(context.host.name)] if plan.changed else []
+    for warning in plan.warnings:
+        module.warn(warning)
+    module.exit_json(**{**told, "changed": plan.changed}, **plan.figures)
+
+
+def run_machine(spec: Spec, decide: DecideMachine, **options: t.Any) -> None:
+    """Run a module that acts on the machine that it runs on, and needs no libvirt.
+
+    :param decide: Takes the options, looks, and returns the plan. Its figures, to which steps may add, are the result.
+    """
+    module = _module(spec, libvirt=False, **options)
+    told: Result = {"changed": False, "steps": []}
+    try:
+        plan = decide(module.params)
+        _do(module, plan, told)
+    except LifecycleError as exc:
+        _fail(module, exc, **told)
+    if module._diff:
+        told["diff"] = [plan.diff(platform.node())] if plan.changed else []
     module.exit_json(**{**told, "changed": plan.changed}, **plan.figures)
 
 
@@ -234,18 +301,23 @@ def _select(
     may_be_missing: bool,
     everything: t.Callable[[Subject], bool] | None,
     elsewhere: t.Callable[[Context], t.Iterable[str]] | None,
+    each: str = "",
 ) -> list[Subject | LifecycleError]:
-    names = context.params["name"]
     guests = context.host.guests()
+    orders = (context.params[each] if each else None) or []
+    names = [order["name"] for order in orders] or context.params["name"]
+    said = _said(orders, guests, each)
     wanted = pick(guests, names) if names is not None else list(guests)
     seen = Bulk(context.host).look([guest for guest in wanted if isinstance(guest, Guest)])
     subjects: list[Subject | LifecycleError] = []
     for found in wanted:
         if isinstance(found, Guest):
             look = seen[found.uuid]
-            subjects.append(look if isinstance(look, LifecycleError) else Subject(found.name, found, look))
+            mine = said.get(found.uuid, {})
+            subjects.append(look if isinstance(look, LifecycleError) else Subject(found.name, found, look, said=mine))
         elif may_be_missing and found.code == "not_found":
-            subjects.append(Subject(found.details["name"]))
+            name = found.details["name"]
+            subjects.append(Subject(name, said=said.get(name, {})))
         else:
             subjects.append(found)
     if names is None and everything:
@@ -253,6 +325,18 @@ def _select(
         gone = [Subject(uuid) for uuid in (elsewhere(context) if elsewhere else ()) if uuid not in here]
         return [*(each for each in subjects if isinstance(each, Subject) and everything(each)), *gone]
     return subjects
+
+
+def _said(orders: t.Sequence[Result], guests: t.Sequence[Guest], each: str) -> dict[str, Result]:
+    """What a task gives for single VMs, by UUID, or by name for those that are not here."""
+    said: dict[str, Result] = {}
+    for order in orders:
+        found = pick(guests, [order["name"]])[0]
+        key = found.uuid if isinstance(found, Guest) else str(order["name"])
+        if key in said:
+            raise Invalid(f"VM {order['name']!r} stands twice in {each}.")
+        said[key] = {option: value for option, value in order.items() if option != "name" and value is not None}
+    return said
 
 
 @dataclass
@@ -268,14 +352,32 @@ class _Outcome:
 class _Runner:
     """Carries out one task on many VMs."""
 
-    def __init__(self, module: AnsibleModule, context: Context, decide: Decide) -> None:
+    def __init__(
+        self, module: AnsibleModule, context: Context, decide: Decide, may_be_missing: bool, turn: Turn | None
+    ) -> None:
         self.module = module
         self.context = context
         self.decide = decide
+        self.may_be_missing = may_be_missing
+        self.turn = turn
 
     def run(self, subjects: t.Sequence[Subject | LifecycleError]) -> list[_Outcome]:
         """All of them, at most ``concurrency`` at once; one that fails does not stop the others."""
-        return spread(self._one, subjects, workers=self.context.params["concurrency"])
+        order = interleaved([repr(each.said) if isinstance(each, Subject) else "" for each in subjects])
+        with tally(len(subjects)) as ended:
+
+            def one(subject: Subject | LifecycleError) -> _Outcome:
+                outcome = self._one(subject)
+                ended(outcome.error is not None)
+                return outcome
+
+            done = spread(one, [subjects[index] for index in order], workers=self.context.params["concurrency"])
+        return [outcome for _index, outcome in sorted(zip(order, done), key=lambda each: each[0])]
+
+    def _context(self, subject: Subject) -> Context:
+        """The task's, with what it says of this VM alone."""
+        params = self.context.params
+        return replace(self.context, params={**params, **subject.said}) if subject.said else self.context
 
     def _one(self, subject: Subject | LifecycleError) -> _Outcome:
         if isinstance(subject, LifecycleError):
@@ -287,7 +389,8 @@ class _Runner:
         try:
             plan = self._plan(subject)
             if plan.changed and not self.module.check_mode:
-                plan = self._act(plan.action, subject, result)
+                with self.turn(self._context(subject), subject, plan) if self.turn else contextlib.nullcontext():
+                    plan = self._act(plan, subject, result)
         except LifecycleError as exc:
             _refresh(subject)
             return _failed(self._tell(subject, result), exc)
@@ -296,9 +399,9 @@ class _Runner:
         return _Outcome(result, plan.diff(subject.name) if plan.changed else None, plan.warnings)
 
     def _plan(self, subject: Subject) -> Plan:
-        plan = self.decide(self.context, subject)
+        plan = self.decide(self._context(subject), subject)
         journal = subject.instance.journal
-        if plan.changed and journal and not journal.ours and plan.action != "reset_state":  # which is the way out
+        if plan.changed and journal and not journal.ours and plan.action not in _WAYS_OUT:
             raise Busy(
                 f"VM {subject.name} is busy: {journal.action} since {journal.since}, by process {journal.pid}"
                 f" of the machine {journal.node}.",
@@ -317,22 +420,51 @@ class _Runner:
             )
         return plan
 
-    def _act(self, action: str, subject: Subject, result: Result) -> Plan:
+    def _act(self, plan: Plan, subject: Subject, result: Result) -> Plan:
         """Take the VM's operation lock, look again, plan again, carry out."""
-        key = lock.key_of(self.context.host.name, subject.name)
-        now = stamp(self.context.clock.now())
-        with lock.hold(key, {"action": action, "since": now, "pid": os.getpid()}, name=subject.name) as tell:
+        if plan.beside:
+            self._carry_out(plan, subject, result)
+            _refresh(subject)
+            return plan
+        with self._held(plan, subject) as tell:
             subject.tell = tell
-            if subject.guest is None:  # somebody else may have made it meanwhile
-                found = pick(self.context.host.guests(), [subject.name])[0]
-                subject.guest = found if isinstance(found, Guest) else None
-            if subject.guest:
-                subject.seen = subject.guest.look()
+            self._look_again(subject)
             plan = self._plan(subject)
             if plan.changed:
                 self._carry_out(plan, subject, result)
         _refresh(subject)
         return plan
+
+    @contextlib.contextmanager
+    def _held(self, plan: Plan, subject: Subject) -> t.Iterator[lock.Tell]:
+        """Hold the VM's operation lock, when a holder has ended that does the same, if the plan waits for that."""
+        key = lock.key_of(self.context.host.name, subject.name)
+        with contextlib.ExitStack() as stack:
+            while True:
+                now = stamp(self.context.clock.now())
+                told = {"action": plan.action, "since": now, "pid": os.getpid(), **plan.tells}
+                try:
+                    tell = stack.enter_context(lock.hold(key, told, name=subject.name))
+                    break
+                except Busy as exc:
+                    if not plan.waits or not plan.same(exc.details["running"]):
+                        raise
+                self.context.clock.sleep(_TWIN)
+            yield tell
+
+    def _look_again(self, subject: Subject) -> None:
+        """Somebody else may have made the VM meanwhile, changed it, or taken it elsewhere."""
+        if subject.guest is None:
+            found = pick(self.context.host.guests(), [subject.name])[0]
+            subject.guest = found if isinstance(found, Guest) else None
+        if subject.guest is None:
+            return
+        try:
+            subject.seen = subject.guest.look()
+        except NotFound:
+            if not self.may_be_missing:
+                raise
+            subject.guest = subject.seen = None
 
     def _carry_out(self, plan: Plan, subject: Subject, result: Result) -> None:
         taken = result.setdefault("steps", [])
@@ -381,7 +513,7 @@ class _Runner:
         state = subject.state
         told: Result = dict(result)
         if subject.guest and subject.seen:
-            told.update(name=subject.guest.name, uuid=subject.guest.uuid)
+            told.update(name=subject.guest.name, uuid=subject.guest.uuid, host=subject.guest.host.name)
         told["status"] = state.status if state else subject.absent
         told["power_state"] = state.power_state if state else "NOSTATE"
         told["task_state"] = state.task_state if state else ""
@@ -411,11 +543,14 @@ def _refresh(subject: Subject) -> None:
 
 
 def _write_journal(subject: Subject) -> None:
-    """Write ``subject.journal`` into the VM's metadata; a VM that is not defined yet, or not any more, has none."""
+    """Write ``subject.journal`` into the VM's metadata, unless it is there: while a VM is being migrated, nothing can
+    be written. A VM that is not defined yet, or not any more, has none."""
     guest = subject.guest
     if guest is None:
         return
-    guest.remember(replace(guest.recall(), journal=subject.journal))
+    instance = guest.recall()
+    if instance.journal != subject.journal:
+        guest.remember(replace(instance, journal=subject.journal))
 
 
 def _failed(result: Result, exc: LifecycleError) -> _Outcome:

@@ -6,22 +6,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import typing as t
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from ._core.clock import Clock
-from ._core.errors import NotFound
+from ._core.errors import LifecycleError, NotFound
 from ._core.journal import Journal
 from ._core.lock import Tell
-from ._images import Image, Store, open_store
-from ._libvirt import Chains, Guest, Host, Storage
+from ._images.base import Image, Store
+from ._images.stores import open_store
+from ._libvirt.chains import Chains
+from ._libvirt.guest import Guest
+from ._libvirt.host import Host, open_host
+from ._libvirt.pools import PoolStorage
+from ._libvirt.storage import Storage, storage_of
 from ._model import status
 from ._model.instance import Instance
 from ._model.status import Observation, State
 
 T = t.TypeVar("T")
+
+
+@dataclass
+class Side:
+    """One end of a move: a host and its files.
+
+    :param uri: How its libvirtd is reached from here.
+    """
+
+    host: Host
+    storage: Storage
+    uri: str
 
 
 @dataclass
@@ -37,6 +55,7 @@ class Context:
     clock: Clock
     storage: Storage
     _known: dict[str, t.Any] = field(default_factory=dict, repr=False)
+    _closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)
     _guard: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def once(self, what: str, find: t.Callable[[], T]) -> T:
@@ -49,7 +68,46 @@ class Context:
     @property
     def store(self) -> Store:
         """The image store that the task names."""
-        return self.once("store", lambda: open_store(self.params["image_store"]))
+
+        def find() -> Store:
+            store = open_store(self.params["image_store"])
+            self._closing.callback(store.close)
+            return store
+
+        return self.once("store", find)
+
+    @property
+    def here(self) -> Side:
+        """The host that the task runs for."""
+        return Side(self.host, self.storage, self.host.uri)
+
+    def side(self, uri: str) -> Side:
+        """Another host, connected to once a task.
+
+        :raises Unreachable: There is no libvirtd, or it does not answer.
+        """
+
+        def connect() -> Side:
+            host = open_host(uri, timeout=self.params["connect_timeout"])
+            self._closing.callback(host.close)
+            return Side(host, self._kept(storage_of(host)), uri)
+
+        return self.once(f"side {uri}", connect)
+
+    def remote(self, side: Side) -> Side:
+        """*side* with its files handled through libvirt, as whatever goes from host to host is."""
+        if isinstance(side.storage, PoolStorage):
+            return side
+        return self.once(f"remote {side.uri}", lambda: Side(side.host, self._kept(PoolStorage(side.host)), side.uri))
+
+    def at(self, side: Side) -> Context:
+        """The same task, as if it ran for *side*. What that opens is closed with this one."""
+        return Context(side.host, self.params, self.clock, side.storage, _closing=self._closing)
+
+    def _kept(self, storage: Storage) -> Storage:
+        """*storage*, which is let go of before its host."""
+        self._closing.callback(_let_go, storage)
+        return storage
 
     @cached_property
     def disk_owners(self) -> dict[str, list[str]]:
@@ -57,11 +115,15 @@ class Context:
         return Chains(self.host).owners()
 
     def close(self) -> None:
-        """Let go of the host and of the image store."""
-        if "store" in self._known:
-            self.store.close()
+        """Let go of the hosts and of the image store."""
+        self._closing.close()
         self.storage.close()
         self.host.close()
+
+
+def _let_go(storage: Storage) -> None:
+    with contextlib.suppress(LifecycleError):  # what lies there is told by the steps
+        storage.close()
 
 
 @dataclass
@@ -87,6 +149,7 @@ class Subject:
     :param tell: Lets others see how far a long step is, while it runs.
     :param absent: Its status while there is no such VM: ``ABSENT``, or what an image store tells.
     :param kept: What is remembered of it there meanwhile.
+    :param said: Options that the task gives for it alone.
     """
 
     name: str
@@ -96,6 +159,7 @@ class Subject:
     tell: Tell = field(default=lambda progress: None, repr=False)
     absent: str = "ABSENT"
     kept: Instance = field(default_factory=Instance, repr=False)
+    said: t.Mapping[str, t.Any] = field(default_factory=dict)
 
     @property
     def state(self) -> State | None:

@@ -275,15 +275,13 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.plan import
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.spec import connection, image_store
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows.launch import DEFAULT_STORAGE
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows.purge import purge
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import (
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.base import Image, NewImage, is_identifier
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.content import (
     FileContent,
-    Image,
-    NewImage,
     VerifiedContent,
     digests_of,
-    inspect_image,
-    is_identifier,
 )
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.formats import inspect_image
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.shelf import KIND
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.snapshot import PARENT
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._module import run_images

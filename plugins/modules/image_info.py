@@ -124,7 +124,7 @@ code:
 """
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.spec import image_store
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import Image
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.base import Image
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._module import run_images_query
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._task import StoreContext
 

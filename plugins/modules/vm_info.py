@@ -233,6 +233,10 @@ vms:
           description: The step that was about to begin.
           type: str
           returned: always
+        dest:
+          description: Where it goes, as a libvirt URI.
+          type: str
+          returned: when it moves to another host
     locked:
       description: Whether it is locked by M(kvmops.lifecycle.vm_lock).
       type: bool
@@ -296,6 +300,97 @@ vms:
       elements: dict
       returned: always
       sample: [{state: soft-delete, since: "2026-01-01T12:00:00Z", data: {}}]
+    resize:
+      description: >-
+        The resize or the cold migration of a VM that waits for it to be confirmed or reverted (status VERIFY_RESIZE);
+        V(null) when there is none.
+      type: dict
+      returned: always
+      contains:
+        since:
+          description: Since when it waits, UTC.
+          type: str
+          returned: always
+        action:
+          description: V(resize), or V(migrate) when nothing but the host is another one.
+          type: str
+          returned: always
+        side:
+          description: >-
+            V(place) when the host is the same, V(moved) on the host that the VM came to, V(origin) on the one that it
+            left, which keeps its definition and its files as the way back.
+          type: str
+          returned: always
+        other_host:
+          description: The host name of the other host; empty when there is none.
+          type: str
+          returned: always
+        other_uri:
+          description: How that host's libvirtd is reached from this one.
+          type: str
+          returned: always
+        from:
+          description: The flavor before, C(root) being as large as it was; V(null) when only the host is another one.
+          type: dict
+          returned: always
+        to:
+          description: The same, afterwards.
+          type: dict
+          returned: always
+        power_before:
+          description: Whether the VM ran, V(running) or V(stopped).
+          type: str
+          returned: always
+        revert_loses:
+          description: What is lost when it is reverted, in words; nothing when it is empty.
+          type: list
+          elements: str
+          returned: always
+    policy:
+      description: What shall become of it when its host is emptied, or dies, as M(kvmops.lifecycle.vm_policy) says.
+      type: dict
+      returned: always
+      contains:
+        strategy:
+          description: How it is moved; empty for what the task says that empties the host.
+          type: str
+          returned: always
+        priority:
+          description: The higher, the earlier it is brought back from a dead host.
+          type: int
+          returned: always
+        groups:
+          description: The groups that it is in, each with its policy.
+          type: list
+          elements: dict
+          returned: always
+          sample: [{name: db, policy: anti-affinity}]
+    origin:
+      description: Where it was before it was moved away for a time, as noted by M(kvmops.lifecycle.vm_origin); V(null)
+        without such a note.
+      type: dict
+      returned: always
+      contains:
+        host:
+          description: The host name of that KVM host, as libvirt tells it.
+          type: str
+          returned: always
+        since:
+          description: When that was noted, in UTC.
+          type: str
+          returned: always
+        power:
+          description: What its guest was doing, such as V(running), V(paused), V(suspended) or V(off).
+          type: str
+          returned: always
+        reason:
+          description: Why it was moved.
+          type: str
+          returned: always
+    generation:
+      description: What an evacuation has given its definition to tell it from those before it; else empty.
+      type: str
+      returned: always
     rescue:
       description: The rescue of a VM that was rescued by M(kvmops.lifecycle.vm_rescue); V(null) when there is none.
       type: dict

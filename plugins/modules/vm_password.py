@@ -151,7 +151,7 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors impo
 )
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.plan import Plan, Step
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.spec import connection, override_lock, selection
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import Guest
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.guest import Guest
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.actions import demand
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.password import (
     WINDOWS,

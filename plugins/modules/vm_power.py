@@ -207,7 +207,7 @@ from functools import partial
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import Refused
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.plan import Plan, Step
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.spec import connection, override_lock, selection
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import Patience, Power
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.power import Patience, Power
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.power import route
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._module import run_module
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._task import Context, Subject

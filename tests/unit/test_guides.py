@@ -32,6 +32,9 @@ ACTIONS = {
     "vm_shelve unshelved": "unshelve",
     "vm_rescue rescued": "rescue",
     "vm_rescue unrescued": "unrescue",
+    "vm_resize resized": "resize",
+    "vm_resize confirmed": "confirm_resize",
+    "vm_resize reverted": "revert_resize",
     "vm_password": "set_password",
     "vm_lock": "lock",
     "vm_status": "reset_state",
@@ -57,6 +60,7 @@ VMS = {
     "BUILD": vm(status.SHUTOFF, journal="launch"),
     "SHELVED": vm(status.SHUTOFF, mark="shelved"),
     "RESCUE": vm(status.RUNNING, mark="rescued"),
+    "VERIFY_RESIZE": vm(status.RUNNING, mark="resized"),
 }
 
 

@@ -57,6 +57,12 @@ class Refused(LifecycleError):
     code = "refused"
 
 
+class Cancelled(LifecycleError):
+    """It was called off before it had begun."""
+
+    code = "cancelled"
+
+
 class Locked(Refused):
     """The VM is locked by :ansplugin:`kvmops.lifecycle.vm_lock#module`."""
 
@@ -67,6 +73,12 @@ class Busy(LifecycleError):
     """Another operation on the same VM is running."""
 
     code = "busy"
+
+
+class InUse(Busy):
+    """A disk is open elsewhere: whoever was said to be dead is not."""
+
+    code = "in_use"
 
 
 class TimedOut(LifecycleError):

@@ -56,8 +56,9 @@ class Journal:
         return self.node == platform.node()
 
     def tell(self) -> dict[str, t.Any]:
-        """For results."""
-        return {"action": self.action, "since": self.since, "node": self.node, "pid": self.pid, "step": self.step}
+        """For results; with ``dest`` when the VM is on its way to another host."""
+        told = {"action": self.action, "since": self.since, "node": self.node, "pid": self.pid, "step": self.step}
+        return {**told, "dest": self.data["dest"]} if "dest" in self.data else told
 
     def dump_data(self) -> str:
         """``data`` as ASCII JSON."""

@@ -28,6 +28,9 @@ _RECORD = 1024
 
 Tell = t.Callable[[t.Mapping[str, t.Any]], None]
 
+# The environment variable by which whoever began a task finds what the task's processes say in files here.
+TASK = "KVMOPS_TASK"
+
 # Open file description locks (fcntl(2)): they belong to the open file, so threads exclude each other too, and one can
 # ask who holds one without taking it. struct flock: type, whence, start, len, pid, on 64-bit Linux.
 _FLOCK = "hhqqi4x"
@@ -38,7 +41,8 @@ def key_of(host: str, name: str) -> str:
     return hashlib.sha256(f"{host}/{name}".encode()).hexdigest()[:32]
 
 
-def _flock(kind: int) -> bytes:
+def flock(kind: int) -> bytes:
+    """``struct flock`` for the whole of a file."""
     return struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
 
 
@@ -46,7 +50,11 @@ def _path(key: str) -> str:
     return os.path.join(DIRECTORY, f"{key}.lock")
 
 
-def _open(key: str) -> int:
+def open_file(key: str) -> int:
+    """The file of the lock *key*, made if need be.
+
+    :raises Denied: It cannot be opened.
+    """
     path, flags = _path(key), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         if not os.path.isdir(DIRECTORY):
@@ -90,10 +98,10 @@ def hold(key: str, what: t.Mapping[str, t.Any], *, name: str) -> t.Iterator[Tell
     :raises Busy: Another process or thread holds it.
     :raises Denied: The lock file cannot be opened.
     """
-    fd = _open(key)
+    fd = open_file(key)
     try:
         try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK))
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, flock(fcntl.F_WRLCK))
         except OSError as exc:
             if exc.errno not in (errno.EAGAIN, errno.EACCES):
                 raise Denied(f"Failed to lock {key}: {exc.strerror}.") from exc
@@ -105,8 +113,10 @@ def hold(key: str, what: t.Mapping[str, t.Any], *, name: str) -> t.Iterator[Tell
                 running=told,
             ) from exc
 
+        named = {"task": os.environ[TASK]} if TASK in os.environ else {}
+
         def tell(progress: t.Mapping[str, t.Any]) -> None:
-            told = {"name": name, **what, **({"progress": progress} if progress else {})}
+            told = {"name": name, **what, **named, **({"progress": progress} if progress else {})}
             # In one write, and over all that may stand there: whoever reads meanwhile finds the one or the other.
             os.pwrite(fd, json.dumps(told).encode().ljust(_RECORD), 0)
 
@@ -127,7 +137,13 @@ def holder(key: str) -> dict[str, t.Any] | None:
     except OSError:
         return None
     try:
-        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK))
+        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, flock(fcntl.F_WRLCK))
         return None if struct.unpack(_FLOCK, found)[0] == fcntl.F_UNLCK else _read(fd)
     finally:
         os.close(fd)
+
+
+def is_still(key: str, told: t.Mapping[str, t.Any]) -> bool:
+    """Whether whoever said *told* holds the lock *key* still, however far it is by now."""
+    now = holder(key)
+    return now is not None and {**now, "progress": None} == {**told, "progress": None}

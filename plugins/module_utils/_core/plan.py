@@ -42,6 +42,9 @@ class Plan:
     :param unfinished: The steps are not all of the operation: another run ends it, so the journal stays.
     :param figures: Plain values known without doing anything, for the result.
     :param warnings: Sentences for the user that do not stop the work.
+    :param tells: What the holder of the VM's operation lock says beside the action, to others that want the VM.
+    :param waits: Wait for a holder of that lock that says the same of itself, rather than to be busy.
+    :param beside: The steps act upon the operation of the holder of that lock, and go without it.
     """
 
     before: Values
@@ -52,6 +55,17 @@ class Plan:
     unfinished: bool = False
     figures: Values = field(default_factory=dict)
     warnings: t.Sequence[str] = ()
+    tells: Values = field(default_factory=dict)
+    waits: bool = False
+    beside: bool = False
+
+    def same(self, running: Values) -> bool:
+        """Whether the holder of the VM's operation lock does what this plan is for.
+
+        :param running: What it says of itself.
+        """
+        mine = {"action": self.action, **self.tells}
+        return {key: running.get(key) for key in mine} == mine
 
     def __post_init__(self) -> None:
         if dict(self.before) != dict(self.after) and not self.steps:

@@ -57,3 +57,33 @@ def image_store() -> Spec:
             "mutually_exclusive": [("cloud", "auth")],
         }
     }
+
+
+def dead_host(losses: t.Sequence[str]) -> Spec:
+    """A host whose VMs are brought up elsewhere.
+
+    :param losses: What may be lost of them.
+    """
+    return {
+        "records": {"type": "path"},
+        "host": {"type": "str", "required": True},
+        "lose": {"type": "list", "elements": "str", "choices": list(losses), "default": []},
+    }
+
+
+def destination() -> Spec:
+    """Another host that a VM moves to, and how it is reached."""
+    return {
+        "dest": {"type": "str"},
+        "dest_transport": {"type": "str", "choices": ["tls", "ssh"], "default": "tls"},
+        "insecure_tcp": {"type": "bool", "default": False},
+        "migration_network": {"type": "str", "default": ""},
+    }
+
+
+def placement() -> Spec:
+    """Where the disks of a VM that moves go."""
+    return {
+        "dest_storage": {"type": "path"},
+        "shared_storage": {"type": "list", "elements": "str", "default": []},
+    }

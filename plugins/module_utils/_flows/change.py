@@ -10,8 +10,8 @@ from functools import partial
 
 from .._core.errors import Busy, Refused
 from .._core.plan import Plan, Step
-from .._images import NoCloud
-from .._libvirt import Adjuster
+from .._images.nocloud import NoCloud
+from .._libvirt.launcher import Adjuster
 from .._model import launch, names
 from .._model.actions import demand
 from .._model.domain import read_domain

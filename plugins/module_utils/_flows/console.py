@@ -15,8 +15,9 @@ from dataclasses import asdict
 
 from .._console import Ticket, as_png, sign
 from .._core.clock import stamp, wait_until
-from .._core.errors import Invalid, LifecycleError, TimedOut, Unsupported
-from .._libvirt import Guest, Log, Terminal, screenshot
+from .._core.errors import Invalid, LifecycleError, NotFound, TimedOut, Unsupported
+from .._libvirt.consoles import Log, Terminal, screenshot
+from .._libvirt.guest import Guest
 from .._model.actions import Verdict, judge, refusal
 from .._model.console import (
     WINDOW,
@@ -243,8 +244,8 @@ class _Heard(_Reader):
     def _open(self) -> Terminal | None:
         try:
             return self._terminals.enter_context(Terminal(self.guest)) if self.guest.active() else None
-        except LifecycleError:
-            if self.guest.active():
+        except LifecycleError as exc:
+            if self.guest.active() and not isinstance(exc, NotFound):
                 raise
             return None
 

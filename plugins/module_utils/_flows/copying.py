@@ -15,16 +15,18 @@ from dataclasses import dataclass, field, replace
 from .._core.clock import Clock, parse_stamp, stamp
 from .._core.errors import LifecycleError, NoSpace, NotFound
 from .._core.files import working
-from .._images import Content, FileContent, Image, NewImage
-from .._images.base import ACTIVE
+from .._images.base import ACTIVE, Content, Image, NewImage
+from .._images.content import FileContent
 from .._images.extents import above, allocation, changed, dirty, full, to_clusters
 from .._images.nbd import ALLOCATION, Export, Qcow2Content, dirty_bitmap
 from .._images.qcow2 import Layout
 from .._images.rest import Layer, at_rest, compressed, depths, exported, remove_bitmap
-from .._libvirt import Backup, BackupOrder, CheckpointLost, Guard, Guest, Held
+from .._libvirt.backup import Backup, BackupOrder, CheckpointLost, Held
 from .._libvirt.files import PART
+from .._libvirt.guard import Guard
 from .._libvirt.guard import file as file_debt
 from .._libvirt.guard import job as job_debt
+from .._libvirt.guest import Guest
 from .._model import snapshot
 from .._model.domain import Disk
 from .._model.snapshot import Manifest, Member

@@ -13,7 +13,7 @@ from .._core.errors import Unsupported
 from .._core.files import working
 from .._images.base import ACTIVE, Image
 from .._images.rest import Layer
-from .._libvirt import Chains
+from .._libvirt.chains import Chains
 from .._model import snapshot
 from .._model.domain import Disk
 from .._model.instance import Launch

@@ -9,24 +9,28 @@ from __future__ import annotations
 import typing as t
 
 from .._core.errors import Invalid, LifecycleError
-from .._libvirt import Guest
 from .._libvirt.bulk import Bulk
+from .._libvirt.guest import Guest
 from .._libvirt.inventory import Inventory
 from .._model import capacity
 from .._model.capacity import Pool
 from .._model.statistics import answered
+from .._model.status import RUNNING
 from .._task import Context
-from .info import Inquiry
+from .info import Inquiry, Sight
+from .placement import Placement, scheduling, sightings
+from .readiness import tell_readiness
 
 Result = dict[str, t.Any]
 
 _UNKNOWN: Result = {"defined": None, "running": None}
 
 
-def tell_host(context: Context, directories: t.Sequence[str]) -> Result:
+def tell_host(context: Context, directories: t.Sequence[str], gather: t.Container[str] = ()) -> Result:
     """Everything about the host.
 
     :param directories: For which to tell the room there is.
+    :param gather: What is told besides: ``migration``, ``placement``, and in the latter the ``dirty_rate``.
     :raises Invalid: One is not an absolute path.
     """
     for directory in directories:
@@ -43,6 +47,18 @@ def tell_host(context: Context, directories: t.Sequence[str]) -> Result:
     # A host may do without virtstoraged or virtnetworkd.
     pools = _or_nothing(inventory.pools, problems)
     networks = _or_nothing(inventory.networks, problems)
+    planning = "placement" in gather or "dirty_rate" in gather
+    inquiry = Inquiry(context, {"config"} if planning else set(), 0)
+    sights = inquiry.look(guests)
+    problems += [f"VM {sight.guest.name}: {problem}" for sight in sights for problem in sight.problems]
+    more: Result = {}
+    if "migration" in gather:
+        more["migration"] = tell_readiness(context, problems)
+    if planning:
+        rates = _rates(context, sights) if "dirty_rate" in gather else {}
+        more["placement"] = Placement(context, problems).tell(
+            sightings(inquiry, sights, raws, rates), can=can, pools=pools, networks=networks, directories=directories
+        )
     return {
         "name": host.name,
         "uuid": can.uuid,
@@ -69,9 +85,17 @@ def tell_host(context: Context, directories: t.Sequence[str]) -> Result:
         ],
         "pools": [dict(vars(pool)) for pool in pools],
         "networks": [dict(vars(network)) for network in networks],
-        "vms": capacity.by_status(Inquiry(context, {"status"}, 0).statuses(guests)),
+        "vms": capacity.by_status((sight.guest.name, sight.status) for sight in sights),
+        "scheduling": scheduling(context),
+        **more,
         "problems": problems,
     }
+
+
+def _rates(context: Context, sights: t.Sequence[Sight]) -> dict[str, int]:
+    """What guests change. One that hangs is not asked."""
+    running = [sight.guest for sight in sights if sight.seen.state == RUNNING]
+    return Bulk(context.host).dirty_rates(running, clock=context.clock)
 
 
 T = t.TypeVar("T")

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 
 from .._core.errors import Invalid, LifecycleError, NotFound, Unsupported
 from .._core.workers import spread, within
-from .._libvirt import Guest, pick
 from .._libvirt.bulk import PATIENCE, Bulk
 from .._libvirt.chains import Chains
 from .._libvirt.details import Details
+from .._libvirt.guest import Guest
+from .._libvirt.host import pick
 from .._model import info, shelf, status
 from .._model import instance as memory
 from .._model.chain import Chain, Layer
@@ -67,6 +68,12 @@ class Sight:
     statistics: t.Mapping[str, t.Any] = field(default_factory=dict)
     more: More = field(default_factory=More)
     agent: t.Mapping[str, t.Any] | None = None
+    root: ET.Element | None = None
+
+    @property
+    def status(self) -> str:
+        """In Nova's words."""
+        return status.read(self.seen).status
 
     @property
     def hangs(self) -> bool:
@@ -105,9 +112,9 @@ class Inquiry:
         :raises Ambiguous: A name means two VMs.
         """
         guests, missing = self._choose(names)
-        sights = self._look(guests)
+        sights = self.look(guests)
         if statuses is not None:
-            sights = [sight for sight in sights if status.read(sight.seen).status in statuses]
+            sights = [sight for sight in sights if sight.status in statuses]
         self._measure(sights)
         self._look_closer(sights)
         if "guest" in self.gather:
@@ -160,10 +167,6 @@ class Inquiry:
             "problems": [],
         }
 
-    def statuses(self, guests: t.Sequence[Guest]) -> list[tuple[str, str]]:
-        """The name and the status of every VM."""
-        return [(sight.guest.name, status.read(sight.seen).status) for sight in self._look(guests)]
-
     def _choose(self, names: t.Sequence[str] | None) -> tuple[list[Guest], list[str]]:
         guests = self.host.guests()
         if names is None:
@@ -181,7 +184,8 @@ class Inquiry:
 
     # ---- looking
 
-    def _look(self, guests: t.Sequence[Guest]) -> list[Sight]:
+    def look(self, guests: t.Sequence[Guest]) -> list[Sight]:
+        """What is seen of VMs, without those that vanish meanwhile."""
         self.flagged = self.bulk.flagged(*_FLAGS)
         states = self.bulk.states(guests)
         there = [guest for guest in guests if guest.uuid in states]
@@ -223,6 +227,7 @@ class Inquiry:
             active=guest.uuid in self.flagged["active"],
             domain=None if root is None else read_domain(root),
             problems=[str(instance)] if isinstance(instance, LifecycleError) else [],
+            root=root,
         )
 
     def _measure(self, sights: t.Sequence[Sight]) -> None:

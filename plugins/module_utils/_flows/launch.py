@@ -15,8 +15,8 @@ from dataclasses import replace
 from .._core.clock import stamp
 from .._core.errors import Invalid, NotFound, Refused, Unsupported
 from .._core.plan import Plan, Step
-from .._images import NoCloud
-from .._libvirt import Launcher
+from .._images.nocloud import NoCloud
+from .._libvirt.launcher import Launcher
 from .._model import image as images
 from .._model import launch, names
 from .._model.actions import demand

@@ -13,7 +13,8 @@ from .._core.errors import Busy, Invalid, NotFound, Refused
 from .._core.files import working
 from .._core.journal import Journal
 from .._core.plan import Step
-from .._libvirt import Leases, remove_files
+from .._libvirt.launcher import remove_files
+from .._libvirt.leases import Leases
 from .._model import removal, shelf, snapshot
 from .._model import shelve as rules
 from .._model.domain import read_domain

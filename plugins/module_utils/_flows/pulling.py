@@ -14,8 +14,9 @@ import threading
 import typing as t
 
 from .._core.errors import Invalid, LifecycleError, NoSpace, NotFound, TimedOut, Unreachable
-from .._libvirt import Base, Guest, Pull
-from .._libvirt.pull import Job
+from .._libvirt.bases import Base
+from .._libvirt.guest import Guest
+from .._libvirt.pull import Job, Pull
 from .._model.snapshot import Member
 from .._model.unshelve import COPY, DONE, PULL, Began, Piece
 from .._task import Context, Subject

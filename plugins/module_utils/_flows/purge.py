@@ -13,7 +13,8 @@ from functools import partial
 from .._core.errors import LifecycleError, NotFound
 from .._core.files import working
 from .._core.plan import Plan, Step
-from .._libvirt import BaseCache, Bulk
+from .._libvirt.bulk import Bulk
+from .._libvirt.cache import BaseCache
 from .._model import names
 from .._model.instance import Instance
 from .._model.purge import Cached, about_to_use, choose

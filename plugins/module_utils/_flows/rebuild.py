@@ -18,9 +18,11 @@ from dataclasses import dataclass, replace
 from .._core.errors import Ambiguous, Busy, Invalid, LifecycleError, NotFound, Refused, Unreachable, Unsupported
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
-from .._images import resolve
+from .._images.base import resolve
 from .._images.rest import remove_bitmap
-from .._libvirt import Base, Chains, Source, Swap, on_file, on_variables
+from .._libvirt.bases import Base, Source
+from .._libvirt.chains import Chains
+from .._libvirt.swap import Swap, on_file, on_variables
 from .._model import image as images
 from .._model import names, rebuild, removal, snapshot
 from .._model.actions import demand, refusal

@@ -14,18 +14,21 @@ from .._core.clock import parse_stamp, stamp
 from .._core.errors import Busy, Invalid, Refused
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
-from .._libvirt import remove_files
+from .._libvirt.launcher import remove_files
 from .._model import removal
 from .._model.actions import demand
-from .._model.domain import read_domain
-from .._model.instance import Mark
+from .._model.domain import Domain, read_domain
+from .._model.instance import Instance, Mark
 from .._model.rescue import RESCUED, Record, rescued_mark
+from .._model.resize import PLACE, RESIZED, resized_mark
+from .._model.resize import Record as ResizeRecord
 from .._model.shelf import SHELVED
 from .._model.shelve import Record as ShelfRecord
 from .._model.shelve import shelved_mark
 from .._model.status import status_of
 from .._model.unshelve import Began
 from .._task import Context, Subject
+from .inplace import give_back as give_size_back
 from .rescue import give_back
 from .shelves import UNSHELVE, claim_of, demand_store, drop, ids_of, shelf_of, withdraw
 from .stopping import stop
@@ -43,9 +46,10 @@ def delete(context: Context, vm: Subject) -> Plan:
         for path, uuids in owners.items()
         if any(uuid_ != guest.uuid for uuid_ in uuids)
     }
-    rescued = rescued_mark(seen.instance.marks)  # whose definition does not have all of its disks
+    _demand_one_side(vm)
+    before = _definition_before(seen.instance)  # which has all of its disks
     chosen = removal.choose(
-        Record.load(rescued).domain if rescued else read_domain(guest.xml(inactive=seen.persistent)),
+        before or read_domain(guest.xml(inactive=seen.persistent)),
         seen.instance,
         context.params["remove_disks"],
         others,
@@ -68,6 +72,7 @@ def delete(context: Context, vm: Subject) -> Plan:
     steps = [
         *stop(context, vm),
         *give_back(context, vm),  # what undefining removes with it is that VM's own then
+        *give_size_back(context, vm),
         Step("remove_disks", lambda: remove_files(context.storage, chosen.remove, directory)),
         *([Step("drop_shelf", drop_shelf)] if images else []),
         Step("undefine", undefine),
@@ -80,6 +85,29 @@ def delete(context: Context, vm: Subject) -> Plan:
         journaled=seen.persistent,
         figures={"kept_disks": dict(chosen.keep)},
     )
+
+
+def _definition_before(instance: Instance) -> Domain | None:
+    """The definition of a VM before a rescue or a resize."""
+    rescued, resized = rescued_mark(instance.marks), resized_mark(instance.marks)
+    if rescued:
+        return Record.load(rescued).domain
+    return ResizeRecord.load(resized).domain if resized else None
+
+
+def _demand_one_side(vm: Subject) -> None:
+    """See that the VM is on one host only.
+
+    :raises Refused: It moved, and what is on the other host is the way back.
+    """
+    mark = resized_mark(vm.instance.marks)
+    record = ResizeRecord.load(mark) if mark else None
+    if record and record.side != PLACE:
+        raise Refused(
+            f"VM {vm.name} has moved and waits for that to be confirmed or reverted: it is on {record.host} as well.",
+            hint="Use vm_migrate with state: confirmed or state: reverted first.",
+            host=record.host,
+        )
 
 
 def _on_shelf(context: Context, vm: Subject) -> tuple[list[str], str, Began | None]:
@@ -153,6 +181,7 @@ def soft_delete(context: Context, vm: Subject) -> Plan:
     before = {"status": state.status, "power_state": state.power_state}
     if not demand("soft_delete", state, name=guest.name):
         return Plan(before=before, after=before)
+    _demand_one_side(vm)
     if not seen.persistent:
         raise Refused(
             f"VM {guest.name} is transient: it cannot be kept.", hint="Remove it at once, with reclaim_after: 0."
@@ -203,6 +232,8 @@ def restore(context: Context, vm: Subject) -> Plan:
         status, power = "ACTIVE", "RUNNING"
     if rescued_mark(seen.instance.marks):
         status = status_of(RESCUED)
+    if resized_mark(seen.instance.marks):
+        status = status_of(RESIZED)
     return Plan(
         before=before,
         after={"status": status, "power_state": power},

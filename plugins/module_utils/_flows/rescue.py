@@ -18,24 +18,26 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field, replace
 
 from .._core.clock import stamp
-from .._core.errors import Invalid, NotFound, Refused, Unsupported
+from .._core.errors import Invalid, NotFound, Refused
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
-from .._images import Image, NoCloud, resolve
-from .._libvirt import Base, Chains, Source, Swap, on_variables
+from .._images.base import Image, resolve
+from .._images.nocloud import NoCloud
+from .._libvirt.bases import Base, Source
+from .._libvirt.chains import Chains
+from .._libvirt.swap import on_variables
 from .._model import names, removal
 from .._model import rescue as rules
 from .._model.actions import demand, demand_idle, refusal
 from .._model.domain import Disk, Domain, read_domain
-from .._model.instance import Instance, OwnDisk
+from .._model.instance import OwnDisk
 from .._model.rebuild import disowning, new_path
 from .._model.rescue import CLASSIC, RESCUED, STABLE, Began, Order, Record
-from .._model.status import State, status_of
+from .._model.status import status_of
 from .._task import Context, Subject
 from .launch import DEFAULT_STORAGE
-from .noting import Noting
+from .redefining import Redefining
 from .sources import digest_of, from_file, from_image, path_of, wanted
-from .stopping import switch_off
 
 RESCUE, UNRESCUE = "rescue", "unrescue"
 
@@ -78,41 +80,22 @@ class _Chosen:
     properties: t.Mapping[str, str] = field(default_factory=dict)
 
 
-class _Work(Noting):
+class _Work(Redefining):
     """What rescuing and going back have in common."""
 
-    action = ""
+    ours = (RESCUE, UNRESCUE)
 
     def __init__(self, context: Context, vm: Subject) -> None:
-        self.context = context
-        self.vm = vm
-        self.ask = context.params
-        self.guest, self.seen, state = vm.there()
-        if not self.seen.persistent:
-            raise Refused(
-                f"VM {self.guest.name} is transient: without power it would be gone from libvirt.",
-                hint="Define it first.",
-                status=state.status,
-            )
-        journal = self.seen.instance.journal
-        mine = journal is not None and journal.ours and journal.action in (RESCUE, UNRESCUE)
-        self.journal = journal if mine and self.seen.running is None else None
+        super().__init__(context, vm)
         self.dead = Began.load(self.journal.data) if self.journal else None
-        self.state: State = replace(state, running="", task_state="") if self.journal else state
         self.mark = rules.rescued_mark(self.seen.instance.marks)
         self.record = Record.load(self.mark) if self.mark else None
-        self.swap_tool = Swap(self.guest, context.clock)
-
-    @property
-    def _runs(self) -> bool:
-        """Whether it runs, or would if its guest had not put itself to sleep or crashed."""
-        return rules.power_of(self.state.condition) == "running"
 
     def _ran(self) -> bool:
         """The same, from before what a run that died has done since."""
         dead, journal = self.dead, self.journal
         if dead is None or journal is None:
-            return self._runs
+            return self.runs
         if journal.action == RESCUE:  # which starts what it has swapped in
             return True if self.record and self.record.disk == dead.disk else dead.ran
         return dead.ran if self.record else dead.power == "running"
@@ -128,38 +111,14 @@ class _Work(Noting):
         told["rescue"] = _shown(self.record) if self.record else None
         return told
 
-    def stop(self) -> dict[str, t.Any]:
-        """Take the VM's power, and what was saved of its memory, which is of no use."""
-        return switch_off(self.context, self.vm)
-
-    def _define(self, definition: str, instance: Instance) -> None:
-        """Define the VM so, and write at the same moment what we remember of it. Other metadata stay as they are."""
-        _now, metadata = rules.split(self.guest.text(inactive=True))
-        self.context.host.define(rules.join(definition, metadata, instance))
-
-    def _secure(self) -> ET.Element:
-        """The definition of the VM as it is, with secrets and without metadata."""
-        return ET.fromstring(rules.split(self.guest.text(inactive=True, secure=True))[0])
-
     def _original(self) -> ET.Element:
         """The definition without a rescue, with secrets and without metadata."""
-        current = self._secure()
+        current = self.secure()
         return rules.restored(self.record.definition, current) if self.record else current
-
-    def _run(self, what: str) -> dict[str, t.Any]:
-        began = self.context.clock.monotonic()
-        self.swap_tool.run(agent=self.ask["wait_for"] == "agent", timeout=self.ask["wait_timeout"], what=what)
-        return {"start_seconds": round(self.context.clock.monotonic() - began, 3)}
-
-    def _clear(self, paths: t.Sequence[str]) -> list[str]:
-        """Remove files of a rescue, and remember that they are gone."""
-        removed = [path for path in paths if self.context.storage.remove(path)]
-        self.guest.remember(disowning(self.guest.recall(), paths))
-        return removed
 
     def remove(self) -> dict[str, t.Any]:
         """Remove what a rescue has left that is over."""
-        return {"removed_files": self._clear(rules.leftovers(self.guest.recall()))}
+        return {"removed_files": self.clear(rules.leftovers(self.guest.recall()))}
 
     def _check_disks(self, original: ET.Element, targets: t.Sequence[str], hint: str) -> None:
         """See that the VM's own disks are there.
@@ -183,13 +142,6 @@ class _Work(Noting):
         layers = Chains(self.context.host).below(disk.image).layers
         paths = [layer.image.path for layer in layers]
         return next((path for path in paths if path and not self.context.storage.there(path)), "")
-
-    def _check_agent(self, domain: Domain) -> None:
-        if self.ask["wait_for"] == "agent" and domain.agent is None:
-            raise Unsupported(
-                f"VM {self.guest.name} has no channel for a guest agent that could be waited for.",
-                hint="Say wait_for: running.",
-            )
 
 
 class _Rescue(_Work):
@@ -311,7 +263,7 @@ class _Rescue(_Work):
         tree = rules.lay_out(original, order, name=name)
         rules.demand_return(made.definition, tree, original, name=name, layout=layout)
         self.text = _text(tree)
-        self.previous = _text(self._secure() if self.record else original)
+        self.previous = _text(self.secure() if self.record else original)
         self.ran = self._ran()
         steps = [self._step("stage", lambda: self.stage(chosen))]
         if self.state.condition != "stopped":
@@ -378,7 +330,7 @@ class _Rescue(_Work):
 
     def _check(self, domain: Domain, chosen: _Chosen) -> None:
         """See that the VM can run with the image."""
-        self._check_agent(domain)
+        self.demand_agent(domain)
         if chosen.image and chosen.image.min_ram > domain.memory:
             raise Invalid(
                 f"VM {self.guest.name} has {domain.memory} MiB of memory, and image {chosen.label} needs"
@@ -427,7 +379,7 @@ class _Rescue(_Work):
         launch = self.seen.instance.launch
         if launch:
             return launch.storage
-        domain = self.record.domain if self.record else read_domain(self._secure())
+        domain = self.record.domain if self.record else read_domain(self.secure())
         root = next((disk for disk in domain.disks if disk.device in ("disk", "lun")), None)
         image = self.swap_tool.located(root).image if root else None
         if image is None or image.kind != "file" or not image.source:
@@ -458,7 +410,7 @@ class _Rescue(_Work):
     def stage(self, chosen: _Chosen) -> dict[str, t.Any]:
         """Make the rescue disk. The VM goes on meanwhile."""
         made, storage = self._demand_made(), self.context.storage
-        self._clear(rules.leftovers(self.guest.recall()))
+        self.clear(rules.leftovers(self.guest.recall()))
         own = [OwnDisk(rules.ROLE, target, path) for target, path in _targets(made)]
         # It is known whose they are before they are there.
         instance = self.guest.recall()
@@ -493,11 +445,11 @@ class _Rescue(_Work):
     def swap(self) -> None:
         """Define the VM with the rescue disk, and remember how it was, in one call."""
         since = self.mark.since if self.mark else stamp(self.context.clock.now())
-        self._define(self.text, self.guest.recall().marked(self._demand_made().mark(since)))
+        self.define(self.text, self.guest.recall().marked(self._demand_made().mark(since)))
 
     def start(self) -> dict[str, t.Any]:
         """Boot from the rescue disk."""
-        return self._run("from its rescue disk")
+        return self.run("from its rescue disk")
 
     # ---- taking it back
 
@@ -509,9 +461,9 @@ class _Rescue(_Work):
         if mark and Record.load(mark).disk == made.disk:
             self.guest.power_off()
             before = self.mark if self.record and self.record.disk != made.disk else None
-            self._define(self.previous, instance.marked(before) if before else instance.unmarked(RESCUED))
+            self.define(self.previous, instance.marked(before) if before else instance.unmarked(RESCUED))
             what = "it has its definition from before again"
-        self._clear(made.files)
+        self.clear(made.files)
         if self.ran and not self.guest.active():
             self.guest.start()
             what = "it has its definition from before again and was started"
@@ -544,8 +496,8 @@ class _Unrescue(_Work):
         )
         starts = record.power == "running"
         if starts:
-            self._check_agent(record.domain)
-        self.rescued_as = _text(self._secure())
+            self.demand_agent(record.domain)
+        self.rescued_as = _text(self.secure())
         self.rescue_ran = self._ran()
         steps = []
         if self.state.condition != "stopped":
@@ -577,10 +529,10 @@ class _Unrescue(_Work):
         steps = [Step("remove", self.remove)]
         reached: dict[str, t.Any] = {}
         if starts:
-            self._check_agent(read_domain(self._secure()))
+            self.demand_agent(read_domain(self.secure()))
             steps.insert(0, Step("start", self.start, lasting=True))
             reached = self._reached(starts)
-        self.vm.journal = Journal.begin(UNRESCUE, self.context.clock.now(), **Began(self._power(), self._runs).dump())
+        self.vm.journal = Journal.begin(UNRESCUE, self.context.clock.now(), **Began(self._power(), self.runs).dump())
         return Plan(before=before, after={**before, **reached}, steps=steps, action=UNRESCUE, journaled=True)
 
     def _demand_journal(self) -> Journal:
@@ -601,12 +553,12 @@ class _Unrescue(_Work):
         instance = self.guest.recall()
         mark = rules.rescued_mark(instance.marks)
         if mark:  # else a run that died was here already
-            original = rules.restored(Record.load(mark).definition, self._secure())
-            self._define(_text(original), instance.unmarked(RESCUED))
+            original = rules.restored(Record.load(mark).definition, self.secure())
+            self.define(_text(original), instance.unmarked(RESCUED))
 
     def start(self) -> dict[str, t.Any]:
         """Boot from its own disk."""
-        figures = self._run("as it was before the rescue")
+        figures = self.run("as it was before the rescue")
         self.guest.remember(self.guest.recall().unmarked("error"))
         return figures
 
@@ -617,7 +569,7 @@ class _Unrescue(_Work):
         instance = self.guest.recall()
         if self.mark and rules.rescued_mark(instance.marks) is None:
             self.guest.power_off()
-            self._define(self.rescued_as, instance.marked(self.mark))
+            self.define(self.rescued_as, instance.marked(self.mark))
         what = "it is still rescued"
         if self.rescue_ran and not self.guest.active():
             self.guest.start()

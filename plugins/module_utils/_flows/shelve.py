@@ -15,7 +15,7 @@ from .._core.clock import parse_stamp, stamp
 from .._core.errors import Busy, Invalid, NotFound, Refused, Unsupported
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
-from .._libvirt import Leases
+from .._libvirt.leases import Leases
 from .._model import shelf
 from .._model import shelve as rules
 from .._model.actions import demand

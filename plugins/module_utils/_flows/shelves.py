@@ -13,10 +13,9 @@ import xml.etree.ElementTree as ET
 
 from .._core.errors import Invalid, LifecycleError, NotFound, Refused, Unreachable
 from .._core.journal import Journal
-from .._images import NewImage, TextContent
-from .._images.base import ACTIVE, Image, Spent
-from .._images.content import Hashes, hashed
-from .._libvirt import Guest
+from .._images.base import ACTIVE, Image, NewImage, Spent
+from .._images.content import Hashes, TextContent, hashed
+from .._libvirt.guest import Guest
 from .._model import instance as memory
 from .._model import shelf, snapshot
 from .._model.instance import Instance

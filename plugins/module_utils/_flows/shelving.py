@@ -20,13 +20,17 @@ from .._core.errors import Busy, Invalid, NotFound, Refused, TimedOut, Unsupport
 from .._core.files import working
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
-from .._images import FileContent, NewImage, TextContent, inspect_image
-from .._images.base import ACTIVE, Spent
+from .._images.base import ACTIVE, NewImage, Spent
+from .._images.content import FileContent, TextContent
+from .._images.formats import inspect_image
 from .._images.nbd import demand_libnbd
 from .._images.rest import Layer
-from .._libvirt import Chains, Leases, Swap, put_instance
+from .._libvirt.chains import Chains
 from .._libvirt.details import Details
 from .._libvirt.files import need_space
+from .._libvirt.leases import Leases
+from .._libvirt.swap import Swap
+from .._libvirt.xml import put_instance
 from .._model import removal, shelf, snapshot
 from .._model import shelve as rules
 from .._model.actions import demand

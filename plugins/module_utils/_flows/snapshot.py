@@ -17,7 +17,7 @@ from .._core.journal import Journal
 from .._core.plan import Plan, Step
 from .._images.base import Image
 from .._images.rest import Layer
-from .._libvirt import Backup
+from .._libvirt.backup import Backup
 from .._model import names, shelf, snapshot
 from .._model.actions import demand
 from .._model.domain import read_domain

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from .._core.errors import Invalid, NotFound, Unsupported
-from .._images import Image, Store, inspect_image, resolve
-from .._images.base import ACTIVE
-from .._libvirt import Source
+from .._images.base import ACTIVE, Image, Store, resolve
+from .._images.formats import inspect_image
+from .._libvirt.bases import Base, Source
 from .._model import snapshot
 from .._model.chain import LONGEST
 from .._task import Context
@@ -83,6 +83,20 @@ def from_file(path: str, declared: str) -> tuple[Source, int]:
         path=path,
     )
     return source, facts.virtual_size
+
+
+def from_base(base: Base) -> Source:
+    """A whole base image of this machine's cache: it is found there again, and not read."""
+    return Source(
+        label=base.path,
+        key=_key(base.path),
+        format=base.format,
+        size=base.size,
+        read=partial(_read_file, base.path),
+        inspect=lambda copy: inspect_image(copy, base.format, base.path).virtual_size,
+        digests={"sha256": base.sha256},
+        path=base.path,
+    )
 
 
 def digest_of(context: Context, source: Source) -> str:

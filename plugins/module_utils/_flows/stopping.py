@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from .._core.plan import Step
-from .._libvirt import Patience, Power
+from .._libvirt.power import Patience, Power
 from .._model.power import route
 from .._task import Context, Subject
 

@@ -19,11 +19,18 @@ from .._core.clock import stamp
 from .._core.errors import Busy, Invalid, LifecycleError, NotFound, Refused, Unreachable, Unsupported
 from .._core.journal import Journal
 from .._core.plan import Plan, Step
-from .._images import Image, inspect_image
-from .._images.base import ACTIVE
-from .._libvirt import Backup, Base, Below, Chains, Definition, Leases, Platform, Restorer, Source, remove_files
+from .._images.base import ACTIVE, Image
+from .._images.formats import inspect_image
+from .._libvirt.backup import Backup
+from .._libvirt.bases import Base, Source
+from .._libvirt.chains import Chains
+from .._libvirt.definition import Below, Definition
 from .._libvirt.files import PART
+from .._libvirt.host import Platform
 from .._libvirt.inventory import Inventory
+from .._libvirt.launcher import remove_files
+from .._libvirt.leases import Leases
+from .._libvirt.restore import Restorer
 from .._model import names, removal, shelf, snapshot
 from .._model import unshelve as model
 from .._model.actions import demand

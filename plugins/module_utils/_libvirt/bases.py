@@ -20,6 +20,8 @@ import os
 import typing as t
 from dataclasses import dataclass, field, replace
 
+from .streams import Extent
+
 BASES = "_base"
 MARKER = ".ok"
 
@@ -53,6 +55,39 @@ class Source:
     path: str = ""
     images: t.Mapping[str, str] = field(default_factory=dict)
     parent: Source | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A file on another host that is to be a base here.
+
+    :param label: For people.
+    :param format: ``qcow2`` or ``raw``.
+    :param sha256: Of the content as it came there, hexadecimal.
+    :param size: Of that content, in bytes.
+    :param length: Of the file, in bytes.
+    :param virtual_size: Of the disk in it, in bytes.
+    :param read: The file's content.
+    :param digests: Other hashes of the content, by algorithm.
+    :param images: Identifiers of images with that content, by the place of their stores.
+    :param parent: What it lies upon.
+    """
+
+    label: str
+    format: str
+    sha256: str
+    size: int
+    length: int
+    virtual_size: int
+    read: t.Callable[[], t.Iterator[Extent]]
+    digests: t.Mapping[str, str] = field(default_factory=dict)
+    images: t.Mapping[str, str] = field(default_factory=dict)
+    parent: Layer | None = None
+
+    @property
+    def total(self) -> int:
+        """Bytes that it and all that it lies upon have."""
+        return self.length + (self.parent.total if self.parent else 0)
 
 
 @dataclass(frozen=True)

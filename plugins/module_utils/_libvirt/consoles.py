@@ -22,7 +22,7 @@ try:
 except ImportError:  # run_queries() tells the user
     libvirt = None
 
-from .._core.errors import Busy, LifecycleError, NoSpace
+from .._core.errors import Busy, LifecycleError, NoSpace, NotFound
 from .._core.files import working
 from .._model.console import FINGERPRINT, Position
 from .errors import doing
@@ -167,6 +167,7 @@ class Terminal:
     thread waits for them: it takes each at once, and answers libvirtd when that asks whether we are still there.
 
     :raises Busy: Somebody else has it open.
+    :raises NotFound: libvirtd is starting the VM, and has made no console yet.
     :raises LifecycleError: The VM is off, or has no such console.
     """
 
@@ -182,6 +183,8 @@ class Terminal:
                         f"Failed to open the console of VM {guest.name}: somebody else has it open.",
                         hint="End that session, or give the console a log: <log file='...' append='on'/>.",
                     ) from exc
+                if "not yet assigned" in str(exc):
+                    raise NotFound(f"VM {guest.name} has no console yet.") from exc
                 raise
         self._thread = threading.Thread(target=self._listen, name="kvmops-console", daemon=True)
         self._thread.start()

@@ -84,19 +84,21 @@ class Guest:
             # A new handle: the one we have keeps the number from when it was looked up.
             return int(self.host.connection.lookupByUUIDString(self.uuid).ID())
 
-    def text(self, *, inactive: bool = False, secure: bool = False) -> str:
+    def text(self, *, inactive: bool = False, secure: bool = False, migratable: bool = False) -> str:
         """The domain's XML.
 
         :param inactive: As it will be at the next boot, not as it is now.
         :param secure: With passwords.
+        :param migratable: As another host wants it, which may have an older libvirt.
         """
         flags = (libvirt.VIR_DOMAIN_XML_INACTIVE if inactive else 0) | (libvirt.VIR_DOMAIN_XML_SECURE if secure else 0)
+        flags |= libvirt.VIR_DOMAIN_XML_MIGRATABLE if migratable else 0
         with doing(f"read the definition of VM {self.name}"):
             return str(self.domain.XMLDesc(flags))
 
-    def xml(self, *, inactive: bool = False, secure: bool = False) -> ET.Element:
+    def xml(self, *, inactive: bool = False, secure: bool = False, migratable: bool = False) -> ET.Element:
         """The same as a tree."""
-        return ET.fromstring(self.text(inactive=inactive, secure=secure))
+        return ET.fromstring(self.text(inactive=inactive, secure=secure, migratable=migratable))
 
     def agent_connected(self) -> bool | None:
         """Whether the guest agent has its channel open; ``None`` when the VM has no such channel.
@@ -291,13 +293,16 @@ class Guest:
         with doing(f"define VM {self.name}"):
             self.host.connection.defineXML(ET.tostring(domain, encoding="unicode"))
 
-    def undefine(self) -> None:
-        """Forget the VM, with its NVRAM, managed save image, TPM state and the records of snapshots and checkpoints."""
+    def undefine(self, *, keep_nvram: bool = False) -> None:
+        """Forget the VM, with its NVRAM, managed save image, TPM state and the records of snapshots and checkpoints.
+
+        :param keep_nvram: Leave the file of the firmware's variables.
+        """
         flags = (
             libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
             | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
             | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-            | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+            | (libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM if keep_nvram else libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
         )
         if self.host.version >= (8, 9):  # before, TPM state went with the definition
             flags |= libvirt.VIR_DOMAIN_UNDEFINE_TPM

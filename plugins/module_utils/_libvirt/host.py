@@ -125,7 +125,9 @@ class Host:
             try:
                 self.connection.setKeepAlive(*KEEPALIVE)
             except libvirt.libvirtError as exc:
-                if exc.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:  # drivers inside the process, like test://
+                # Drivers inside the process, like test://, have none. An error without a code is one that was lost:
+                # when Python frees any object of libvirt's in between, the last error of the thread is forgotten.
+                if exc.get_error_code() not in (None, libvirt.VIR_ERR_NO_SUPPORT):
                     raise
             self.name: str = self.connection.getHostname()
 
@@ -223,6 +225,32 @@ class Host:
                 if exc.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
                     return None
                 raise
+
+    def pool_directory(self, name: str) -> str:
+        """The directory of the storage pool *name*; empty when there is no such pool."""
+        with doing(f"look for storage pool {name} of {self.name}"):
+            try:
+                pool = self.connection.storagePoolLookupByName(name)
+            except libvirt.libvirtError as exc:
+                if exc.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
+                    return ""
+                raise
+            return ET.fromstring(pool.XMLDesc()).findtext("target/path", "")
+
+    def pool_source(self, path: str) -> str:
+        """What tells the source of the active storage pool that has the volume *path* from others; empty when no pool
+        has it."""
+        with doing(f"look for {path} in the storage pools of {self.name}"):
+            try:
+                pool = self.connection.storageVolLookupByPath(path).storagePoolLookupByVolume()
+            except libvirt.libvirtError as exc:
+                if exc.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
+                    return ""
+                raise
+            told = ET.fromstring(pool.XMLDesc())
+        source = told.find("source")
+        words = "" if source is None else "".join(ET.tostring(source, encoding="unicode").split())
+        return f"{told.get('type')} {words}"
 
 
 def pick(guests: t.Sequence[Guest], wanted: t.Sequence[str]) -> list[Guest | LifecycleError]:

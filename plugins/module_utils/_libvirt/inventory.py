@@ -15,7 +15,7 @@ try:
 except ImportError:  # run_query() tells the user
     libvirt = None
 
-from .._model.capacity import Capabilities, Network, Pool, Room, read_capabilities, version
+from .._model.capacity import Capabilities, Network, Pool, Room, read_capabilities, read_source, version
 from .errors import code_of, doing
 from .host import Host
 
@@ -98,6 +98,7 @@ class Inventory:
                     capacity=capacity if active else None,
                     allocation=allocation if active else None,
                     available=available if active else None,
+                    source=read_source(root),
                 )
             except libvirt.libvirtError as exc:
                 if code_of(exc) == libvirt.VIR_ERR_NO_STORAGE_POOL:

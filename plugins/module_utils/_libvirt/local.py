@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import typing as t
 
 from .._core.files import working
 from .bases import Base, Source
 from .cache import BaseCache, facts_of
 from .files import PART, Memo, free_space, hash_file, identity, make_directory, qemu_img, write_whole
+from .streams import Extent, read_file
 
 # Hashes of images that are in no cache of ours.
 MEMO = "/var/cache/kvmops/hashes.json"
@@ -70,6 +72,16 @@ class LocalStorage:
                     make_directory(os.path.dirname(MEMO))
                     memo.remember(path, seen, sha256)
         return sha256
+
+    def read(self, path: str) -> t.Generator[Extent, None, None]:
+        """See :class:`.storage.Storage`."""
+        with working(f"read {path}"):
+            yield from read_file(path)
+
+    def length(self, path: str) -> int:
+        """See :class:`.storage.Storage`."""
+        with working(f"look at {path}"):
+            return os.stat(path).st_size
 
     def make_overlay(self, path: str, base: Base, size: int) -> None:
         """See :class:`.storage.Storage`."""

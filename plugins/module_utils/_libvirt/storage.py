@@ -18,6 +18,7 @@ from .cache import BaseCache
 from .host import Host
 from .local import LocalStorage
 from .pools import PoolStorage
+from .streams import Extent
 
 
 class Storage(t.Protocol):
@@ -68,6 +69,15 @@ class Storage(t.Protocol):
 
     def remove_directory(self, directory: str) -> list[str]:
         """Remove a directory if it is empty; the names that are still in it."""
+
+    def read(self, path: str) -> t.Generator[Extent, None, None]:
+        """The content of a file or block device, holes as such."""
+
+    def length(self, path: str) -> int:
+        """Of a file, in bytes.
+
+        :raises NotFound: There is none.
+        """
 
     def close(self) -> None:
         """Let go of what was held for the work."""

@@ -12,7 +12,8 @@ The rows are those of Nova's API guards, with these differences:
 * A paused or suspended VM may be stopped: it is resumed for that, so that its guest can shut down.
 * A VM that is off may be paused: it is started with its CPUs stopped. A paused VM may be suspended.
 * An unshelved VM has the power state back that it had, so it need not be active to count as unshelved.
-* A migration can be aborted only where one can run.
+* A migration can be aborted only where one can run. What one has left may be put right in every state.
+* What is noted about a VM for the maintenance of hosts may be noted in every state, and of a locked VM too.
 * Addresses and security groups need a VM that was launched to its end; a console needs one that is on a host as well.
 """
 
@@ -113,6 +114,7 @@ ACTIONS: dict[str, Action] = {
     "live_migrate": _row("active paused"),
     "live_migrate_force_complete": _row("active", during="migrating"),
     "live_migrate_abort": _row("active paused", during="migrating"),
+    "recover": _row(ANY, idle=False),
     "evacuate": _row("active stopped error", idle=False, lock=False),
     "lock": _row(ANY, idle=False, lock=False),
     "unlock": _row(ANY, idle=False, lock=False),
@@ -126,6 +128,9 @@ ACTIONS: dict[str, Action] = {
     "attach_volume": _row("active paused stopped resized soft-delete shelved shelved_offloaded"),
     "crash_dump": _row("active paused rescued resized error"),
     "metadata": _row("active paused suspended stopped", idle=False),
+    "set_policy": _row(ANY, idle=False),
+    "note_origin": _row(ANY, idle=False, lock=False),
+    "forget_origin": _row(ANY, idle=False, lock=False),
 }
 
 # How to leave a state that refuses an action.

@@ -22,6 +22,7 @@ class Pool:
 
     :param path: Its directory, if it has one.
     :param capacity: Bytes; like the next two ``None`` while the pool is not active.
+    :param source: The file system, server and directory that a ``netfs`` pool mounts; empty for others.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Pool:
     capacity: int | None = None
     allocation: int | None = None
     available: int | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,15 @@ def read_capabilities(root: ET.Element) -> Capabilities:
         types=types,
         machines=tuple(sorted(machines)),
     )
+
+
+def read_source(pool: ET.Element) -> str:
+    """What a ``netfs`` pool mounts, from the element ``<pool>``: "nfs server:/directory"; empty for others."""
+    host, directory, kind = (pool.find(f"source/{tag}") for tag in ("host", "dir", "format"))
+    if pool.get("type") != "netfs" or host is None or directory is None:
+        return ""
+    named = "nfs" if kind is None or kind.get("type", "auto") == "auto" else kind.get("type", "")
+    return f"{named} {host.get('name', '')}:{directory.get('path', '')}"
 
 
 def version(number: int) -> str:

@@ -15,6 +15,7 @@ import struct
 import typing as t
 from dataclasses import dataclass
 
+from .._core.errors import Invalid
 from .domain import Image
 
 # How much of a file to read for read_qcow2(). The name of the backing file comes right after the header.
@@ -25,6 +26,7 @@ LONGEST = 200
 # QEMU's documentation, "QCow2 Image Format"; all numbers are big-endian.
 _QCOW2 = struct.Struct(">4sIQIIQ")
 _LENGTH_OFFSET = 100
+_LONGEST_NAME = 1023
 _EXTENSION = struct.Struct(">II")
 _BACKING_FORMAT = 0xE2792ACA
 
@@ -133,3 +135,27 @@ def follow(top: Image, look: Look) -> Chain:
         layer, image = found
         layers.append(layer)
     return Chain(tuple(layers), known=True)
+
+
+def with_backing(start: bytes, name: str) -> bytes:
+    """The first bytes of a qcow2 file, at least its first cluster, with another name of the backing file.
+
+    QEMU writes the name as the last thing in the header's cluster, so a longer one fits until the cluster ends.
+
+    :raises Invalid: There is no name to replace, or no room for this one.
+    """
+    try:
+        magic, version, offset, size, cluster_bits, _capacity = _QCOW2.unpack_from(start)
+    except struct.error:
+        magic, version, offset, size, cluster_bits = b"", 0, 0, 0, 0
+    cluster = 1 << cluster_bits
+    encoded = os.fsencode(name)
+    if magic != b"QFI\xfb" or version not in (2, 3) or not offset or len(start) < cluster:
+        raise Invalid("The image has no qcow2 header that names a backing file.")
+    behind = start[offset + size : max(offset + size, offset + len(encoded))]
+    if len(encoded) > _LONGEST_NAME or offset + len(encoded) > cluster or any(behind):
+        raise Invalid(f"There is no room in the header of the image for the name {name}.")
+    changed = bytearray(start)
+    changed[offset : offset + max(size, len(encoded))] = encoded.ljust(size, b"\0")
+    struct.pack_into(">I", changed, 16, len(encoded))
+    return bytes(changed)

@@ -13,8 +13,10 @@ from .._core.errors import Invalid
 from . import status
 from .chain import Chain, Layer
 from .domain import Disk, Domain, Image, Interface
-from .instance import Instance
+from .instance import Instance, Mark, Policy
 from .rescue import DEFINITION, Record, rescued_mark
+from .resize import RESIZED, resized_mark
+from .resize import Record as ResizeRecord
 from .shelf import SHELVED, Shelf
 from .shelve import shelved_mark
 from .statistics import Size
@@ -152,12 +154,31 @@ def _tell_instance(instance: Instance) -> Result:
         if launch
         else None,
         "marks": [
-            {"state": mark.state, "since": mark.since, "data": {k: v for k, v in mark.data.items() if k != DEFINITION}}
+            {"state": mark.state, "since": mark.since, "data": {k: v for k, v in mark.data.items() if _short(mark, k)}}
             for mark in instance.marks
         ],
         "rescue": _tell_rescue(instance),
+        "resize": _tell_resize(instance),
+        "policy": (instance.policy or Policy()).tell(),
+        "origin": dict(vars(instance.origin)) if instance.origin else None,
+        "generation": instance.generation,
         "journal": instance.journal.tell() if instance.journal else None,
     }
+
+
+def _short(mark: Mark, key: str) -> bool:
+    """Whether a datum of a mark is for people; a resize is told by itself."""
+    return key != DEFINITION and (mark.state != RESIZED or key in ("side", "peer", "power"))
+
+
+def _tell_resize(instance: Instance) -> Result | None:
+    mark = resized_mark(instance.marks)
+    if mark is None:
+        return None
+    try:
+        return {"since": mark.since, **ResizeRecord.load(mark).tell()}
+    except Invalid:  # whoever acts on the VM is told
+        return {"since": mark.since}
 
 
 def _tell_rescue(instance: Instance) -> Result | None:

@@ -25,6 +25,10 @@ NAMESPACE = "urn:kvmops:lifecycle:instance"
 PREFIX = "kvmops"
 SCHEMA = 1
 
+# What becomes of a VM when its host is emptied, and how VMs of a group lie to each other (Nova: server groups).
+STRATEGIES = ("live", "cold", "stop", "leave")
+GROUP_POLICIES = ("affinity", "anti-affinity", "soft-affinity", "soft-anti-affinity")
+
 # What XML 1.0 cannot hold, not even as a reference.
 _UNSTORABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -98,11 +102,56 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Group:
+    """A group of VMs that belong together, or apart.
+
+    :param policy: One of :data:`GROUP_POLICIES`.
+    """
+
+    name: str
+    policy: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What shall become of a VM when its host is emptied, or dies.
+
+    :param strategy: One of :data:`STRATEGIES`; empty for what the task says.
+    :param priority: The higher, the earlier it is brought back from a dead host.
+    """
+
+    strategy: str = ""
+    priority: int = 0
+    groups: tuple[Group, ...] = ()
+
+    def tell(self) -> dict[str, t.Any]:
+        """For results and diffs."""
+        groups = [dict(vars(group)) for group in self.groups]
+        return {"strategy": self.strategy, "priority": self.priority, "groups": groups}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a VM was before its host was emptied.
+
+    :param host: The host's name as libvirt tells it.
+    :param since: Stamp of when that was noted.
+    :param power: What the guest was doing: a condition of :mod:`.status`.
+    """
+
+    host: str
+    since: str
+    power: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Instance:
     """The whole of what we remember. An empty one is the same as none at all.
 
     :param marks: From the oldest to the newest; the newest is the VM's state.
     :param foreign: Elements of this schema that this version does not know, kept as they are.
+    :param generation: What tells the definition that an evacuation made from those that were before it.
     """
 
     lock: Lock | None = None
@@ -112,6 +161,9 @@ class Instance:
     marks: tuple[Mark, ...] = ()
     journal: Journal | None = None
     foreign: tuple[str, ...] = ()
+    policy: Policy | None = None
+    origin: Origin | None = None
+    generation: str = ""
 
     @property
     def empty(self) -> bool:
@@ -170,6 +222,17 @@ def dump(instance: Instance) -> str:
         j = instance.journal
         attributes = {"action": j.action, "since": j.since, "node": j.node, "pid": str(j.pid), "step": j.step}
         ET.SubElement(root, "journal", attributes).text = j.dump_data()
+    if instance.policy:
+        policy = instance.policy
+        node = ET.SubElement(root, "policy", {"strategy": policy.strategy, "priority": str(policy.priority)})
+        for group in policy.groups:
+            ET.SubElement(node, "group", {"name": group.name, "policy": group.policy})
+    if instance.origin:
+        came = instance.origin
+        attributes = {"host": came.host, "since": came.since, "power": came.power}
+        ET.SubElement(root, "origin", attributes).text = came.reason
+    if instance.generation:
+        ET.SubElement(root, "generation").text = instance.generation
     for text in instance.foreign:
         root.append(ET.fromstring(text))
     return _text(root)
@@ -227,6 +290,9 @@ def _load(root: ET.Element) -> Instance:
     flavor: Flavor | None = None
     launch: Launch | None = None
     journal: Journal | None = None
+    policy: Policy | None = None
+    origin: Origin | None = None
+    generation = ""
     disks: list[OwnDisk] = []
     marks: list[Mark] = []
     foreign: list[str] = []
@@ -272,9 +338,18 @@ def _load(root: ET.Element) -> Instance:
                 step=attributes["step"],
                 data=Journal.load_data(text),
             )
+        elif kind == "policy":
+            groups = tuple(Group(child.attrib["name"], child.attrib["policy"]) for child in node)
+            policy = Policy(attributes["strategy"], int(attributes["priority"]), groups)
+        elif kind == "origin":
+            origin = Origin(attributes["host"], attributes["since"], attributes["power"], text)
+        elif kind == "generation":
+            generation = text
         else:
             foreign.append(_plain(node))
-    return Instance(lock, flavor, launch, tuple(disks), tuple(marks), journal, tuple(foreign))
+    return Instance(
+        lock, flavor, launch, tuple(disks), tuple(marks), journal, tuple(foreign), policy, origin, generation
+    )
 
 
 def _plain(node: ET.Element) -> str:

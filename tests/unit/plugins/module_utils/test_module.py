@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import threading
@@ -19,7 +20,7 @@ import pytest
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils import _module
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core import lock
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.clock import parse_stamp
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.clock import Clock, parse_stamp
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import NotFound, Refused, TimedOut
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.journal import Journal
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.plan import Plan, Step
@@ -268,6 +269,63 @@ def test_without_names_the_module_says_which_vms_it_is_about(kvm: Hypervisor, ta
     assert task(main, name=[])["vms"] == []
 
 
+def test_vms_may_have_options_of_their_own(kvm: Hypervisor, task: Task) -> None:
+    kvm.define("web1", "web2")
+    seen: list[tuple[str, str, str]] = []
+
+    def decide(context: Context, vm: Subject) -> Plan:
+        seen.append((vm.name, context.params["dest"], context.params["uri"]))
+        return plan()
+
+    entry = {"name": {"type": "str", "required": True}, "dest": {"type": "str"}}
+    spec = {**connection(), **selection(required=False), **override_lock(), "dest": {"type": "str", "default": "kvm9"}}
+    spec["moves"] = {"type": "list", "elements": "dict", "options": entry}
+
+    def moves(*orders: tuple[str, str | None]) -> dict[str, t.Any]:
+        listed = [{"name": name, "dest": dest} for name, dest in orders]
+        return task(lambda: run_module(spec, decide, may_be_missing=True, each="moves"), moves=listed, concurrency=1)
+
+    told = moves(("web2", "kvm2"), (uuid_of(1), "kvm3"), ("away", "kvm2"))
+    assert [vm["name"] for vm in told["vms"]] == ["web2", "web1", "away"]
+    # In turn to each host; results are in the order of the task.
+    assert [(name, dest) for name, dest, _uri in seen] == [("web2", "kvm2"), ("web1", "kvm3"), ("away", "kvm2")]
+    twice = moves(("web1", "kvm2"), (uuid_of(1), "kvm3"))
+    assert (twice["failed"], twice["code"]) == (True, "invalid")
+    seen.clear()
+    moves(("web1", "kvm2"), ("web2", "kvm2"), ("away", "kvm3"))
+    assert [dest for _name, dest, _uri in seen] == ["kvm2", "kvm3", "kvm2"]
+    seen.clear()
+    task(lambda: run_module(spec, decide, each="moves"), name=["web1"])
+    moves(("web1", None))
+    assert [dest for _name, dest, _uri in seen] == ["kvm9", "kvm9"]
+
+
+def test_a_vm_waits_for_its_turn_without_its_lock_and_is_looked_at_again(
+    kvm: Hypervisor, task: Task, log: list[str]
+) -> None:
+    kvm.define("web1")
+    done = False
+
+    def decide(_context: Context, _vm: Subject) -> Plan:
+        return plan() if done else plan(*steps(log, "one"))
+
+    @contextlib.contextmanager
+    def turn(_context: Context, vm: Subject, _plan: Plan) -> t.Iterator[None]:
+        nonlocal done
+        assert lock.holder(key(kvm)) is None
+        log.append(f"turn of {vm.name}")
+        done = "twice" in log
+        yield
+        log.append("over")
+
+    for check in (True, False):
+        task(module(decide, turn=turn), name="web1", check=check)
+    assert log == ["turn of web1", "one", "over"]
+    log[:] = ["twice"]  # what there was to do has been done meanwhile
+    assert not task(module(decide, turn=turn), name="web1")["changed"]
+    assert log == ["twice", "turn of web1", "over"]
+
+
 def test_metadata_that_cannot_be_read_are_an_error_of_their_vm_alone(kvm: Hypervisor, task: Task) -> None:
     kvm.define("web1", "web2")
     domain = kvm.connection.lookupByName("web1")
@@ -404,6 +462,57 @@ def test_a_vm_that_somebody_works_on_is_busy(kvm: Hypervisor, task: Task, log: l
     assert (busy["code"], done["changed"], log) == ("busy", True, ["web2"])
     assert f"reboot has been running since {SINCE} (process 4711)" in busy["msg"]
     assert (busy["status"], busy["task_state"]) == ("REBOOT", "rebooting")
+
+
+def test_who_does_the_same_is_waited_for_and_its_end_is_seen(
+    kvm: Hypervisor, task: Task, log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kvm.define("web1")
+    twin = contextlib.ExitStack()
+    twin.enter_context(lock.hold(key(kvm), {"action": "stop", "dest": "kvm2", "pid": 4711}, name="web1"))
+
+    def sleep(_clock: Clock, _seconds: float) -> None:
+        log.append("waits")
+        if len(log) == 2:
+            kvm.guest().power_off()
+            twin.close()
+
+    monkeypatch.setattr(Clock, "sleep", sleep)
+
+    def decide(_context: Context, vm: Subject) -> Plan:
+        assert vm.state
+        if vm.state.status == "SHUTOFF":
+            return plan(before="SHUTOFF")
+        return replace(plan(*steps(log, "power_off")), waits=True, tells={"dest": "kvm2"})
+
+    vm = only(task(module(decide), name="web1"))
+    assert (vm["changed"], vm["status"], log) == (False, "SHUTOFF", ["waits", "waits"])
+
+
+@pytest.mark.parametrize("told", [{"action": "stop", "dest": "kvm3"}, {"action": "reboot", "dest": "kvm2"}])
+def test_who_does_something_else_is_not_waited_for(
+    kvm: Hypervisor, task: Task, log: list[str], told: dict[str, str]
+) -> None:
+    kvm.define("web1")
+    found = replace(plan(*steps(log, "a")), waits=True, tells={"dest": "kvm2"})
+    with lock.hold(key(kvm), {**told, "since": SINCE, "pid": 4711}, name="web1"):
+        vm = only(task(module(partial(fixed, found)), name="web1"))
+    assert (vm["code"], log) == ("busy", [])
+
+
+def test_a_plan_beside_the_operation_under_way_goes_without_its_lock(
+    kvm: Hypervisor, task: Task, log: list[str]
+) -> None:
+    kvm.define("web1")
+    decided = []
+
+    def decide(_context: Context, _vm: Subject) -> Plan:
+        decided.append(1)
+        return replace(plan(*steps(log, "abort")), beside=True)
+
+    with lock.hold(key(kvm), {"action": "live_migrate", "since": SINCE, "pid": 4711}, name="web1"):
+        vm = only(task(module(decide), name="web1"))
+    assert (vm["changed"], vm["steps"], log, len(decided)) == (True, ["abort"], ["abort"], 1)
 
 
 def test_it_is_looked_and_planned_again_under_the_lock(kvm: Hypervisor, task: Task, log: list[str]) -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils import _module
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import DirectoryStore, glance
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import glance
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.directory import DirectoryStore
 from ansible_collections.kvmops.lifecycle.plugins.modules import image, image_info
 from tests.stores import MIB, Bytes, new, read
 from tests.unit.hypervisor import Task

@@ -7,12 +7,28 @@
 from __future__ import annotations
 
 import typing as t
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.journal import Journal
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import Instance, Lock, Mark
-from ansible_collections.kvmops.lifecycle.plugins.modules import vm_lock, vm_power, vm_status
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import cordon
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import (
+    Group,
+    Instance,
+    Lock,
+    Mark,
+    Policy,
+)
+from ansible_collections.kvmops.lifecycle.plugins.modules import (
+    host_schedulable,
+    vm_lock,
+    vm_origin,
+    vm_policy,
+    vm_power,
+    vm_status,
+)
 from tests.unit.hypervisor import Hypervisor, Task
 
 SINCE = "2026-01-01T00:00:00Z"
@@ -116,3 +132,73 @@ def test_a_vm_whose_removal_died_is_not_started_again(kvm: Hypervisor, task: Tas
         assert told["code"] == "busy"
         assert "run the earlier task again to finish it" in told["msg"]
     assert not kvm.guest().active()
+
+
+def test_the_origin_of_a_vm_is_noted_once_and_forgotten(kvm: Hypervisor, task: Task) -> None:
+    kvm.define("web1", "web2")
+    kvm.guest().pause()
+    kvm.remember(Instance(lock=Lock(SINCE)))  # is no obstacle
+    told = task.quartet(vm_origin.main, name=["web1", "web2"], reason="memory")
+    assert [vm["figures"]["origin"]["power"] for vm in told["vms"]] == ["paused", "running"]
+    noted = kvm.recall().origin
+    assert noted
+    assert (noted.host, noted.power, noted.reason) == (kvm.host.name, "paused", "memory")
+    kvm.guest().resume()
+    again = task(vm_origin.main, name="web1", reason="fans")
+    assert (again["changed"], kvm.recall().origin) == (False, noted)
+    assert task(vm_origin.main, name="web1", reason="a\x07b")["code"] == "invalid"
+    task.quartet(vm_origin.main, name=["web1", "web2"], state="absent")
+    assert kvm.recall() == Instance(lock=Lock(SINCE))
+
+
+def test_a_vm_has_the_policy_that_is_said_and_keeps_what_is_not(kvm: Hypervisor, task: Task) -> None:
+    kvm.define("web1")
+    assert not task(vm_policy.main, name="web1")["changed"]
+    apart = {"name": "db", "policy": "anti-affinity"}
+    task.quartet(vm_policy.main, name="web1", strategy="stop", groups=[apart])
+    told = task.quartet(vm_policy.main, name="web1", priority=7)
+    assert told["vms"][0]["figures"]["policy"] == {"strategy": "stop", "priority": 7, "groups": [apart]}
+    assert kvm.recall().policy == Policy("stop", 7, (Group("db", "anti-affinity"),))
+    for groups in ([apart, {**apart, "policy": "affinity"}], [{"name": "", "policy": "affinity"}]):
+        assert task(vm_policy.main, name="web1", groups=groups)["code"] == "invalid"
+    # One that says nothing is none.
+    task.quartet(vm_policy.main, name="web1", strategy="default", priority=0, groups=[])
+    assert kvm.recall() == Instance()
+    task(vm_policy.main, name="web1", strategy="leave")
+    kvm.remember(replace(kvm.recall(), lock=Lock(SINCE)))
+    assert task(vm_policy.main, name="web1", state="absent")["code"] == "locked"
+    task.quartet(vm_policy.main, name="web1", state="absent", override_lock=True)
+
+
+def test_a_host_is_taken_out_of_scheduling_by_whoever_has_a_reason_first(
+    kvm: Hypervisor, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cordon, "PATH", str(tmp_path / "scheduling.json"))
+
+    def quartet(**params: t.Any) -> dict[str, t.Any]:
+        told = [task(host_schedulable.main, check=check, diff=True, **params) for check in (True, False, False, True)]
+        assert [each["changed"] for each in told] == [True, True, False, False]
+        assert told[0]["diff"] == told[1]["diff"] != []
+        assert told[2]["diff"] == told[3]["diff"] == []
+        assert told[0]["steps"] == told[1]["steps"] == [params["state"][:-1]]
+        for each in told[1:]:
+            assert each["host"] == told[1]["host"]
+        return told[1]
+
+    shut = quartet(state="disabled", reason="memory")["host"]
+    assert shut["name"] == kvm.host.name
+    assert (shut["scheduling"]["enabled"], shut["scheduling"]["reason"]) == (False, "memory")
+    other = task(host_schedulable.main, state="disabled", reason="fans")
+    assert (other["changed"], other["host"]) == (False, shut)
+    assert "another reason already, which stays: memory" in str(other["warnings"])
+    assert "warnings" not in task(host_schedulable.main, state="disabled")
+    assert not task(host_schedulable.main, state="enabled", only_reason="fans")["changed"]
+    quartet(state="disabled", reason="fans", only_reason="memory")
+    opened = quartet(state="enabled", only_reason="fans")["host"]["scheduling"]
+    assert opened == {"enabled": True, "reason": "", "since": "", "by": ""}
+    cordon_file = tmp_path / "scheduling.json"
+    cordon_file.write_text("{", encoding="utf-8")
+    assert not task(host_schedulable.main, state="enabled", only_reason="fans")["changed"]
+    quartet(state="enabled")
+    assert not cordon_file.exists()
+    assert task(host_schedulable.main, state="disabled", reason="a\x07b")["code"] == "invalid"

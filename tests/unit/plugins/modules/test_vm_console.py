@@ -14,7 +14,7 @@ import pytest
 from jwcrypto import jwk
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows import console
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import Guest
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.guest import Guest
 from ansible_collections.kvmops.lifecycle.plugins.modules import vm_console
 from tests.unit.hypervisor import Hypervisor, Task
 

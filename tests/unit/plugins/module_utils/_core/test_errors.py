@@ -22,8 +22,10 @@ def test_every_kind_has_a_code_of_its_own() -> None:
     assert sorted(kind.code for kind in kinds() if kind.__module__ == errors.__name__) == [
         "ambiguous",
         "busy",
+        "cancelled",
         "denied",
         "failed",
+        "in_use",
         "invalid",
         "locked",
         "no_space",

@@ -34,6 +34,7 @@ def test_a_journal_begins_as_this_process_before_its_first_step() -> None:
     }
     assert journal.data == {"power_before": "running"}
     assert journal.ours
+    assert Journal.begin("migrate", NOW, dest="qemu+tls://kvm2/system").tell()["dest"] == "qemu+tls://kvm2/system"
 
 
 def test_a_step_adds_to_what_is_known_and_changes_nothing_else() -> None:

@@ -99,6 +99,19 @@ def test_who_holds_it_is_told_while_it_is_held_and_not_after() -> None:
     assert holder("a") is None
 
 
+def test_who_gets_on_with_it_is_still_the_same() -> None:
+    with hold("a", WHAT, name="web1") as tell:
+        seen = holder("a")
+        assert seen is not None
+        tell({"percent": 50})
+        assert holder("a") != seen
+        assert lock.is_still("a", seen)
+        assert not lock.is_still("b", seen)
+    assert not lock.is_still("a", seen)
+    with hold("a", {**WHAT, "pid": 4712}, name="web1"):
+        assert not lock.is_still("a", seen)
+
+
 def test_another_thread_is_refused_and_told_who_holds_it() -> None:
     with hold("a", WHAT, name="web1"), ThreadPoolExecutor(1) as pool, pytest.raises(Busy) as caught:
         pool.submit(take_or_raise).result()
@@ -258,3 +271,10 @@ def test_keys_are_safe_as_names_of_files_and_tell_hosts_and_vms_apart() -> None:
     assert len(keys) == 2 * len(names)
     assert all(key.isalnum() and len(key) == 32 for key in keys)
     assert key_of("kvm1", "web1") == key_of("kvm1", "web1")
+
+
+def test_a_holder_tells_the_task_that_it_works_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(lock.TASK, "4f1d")
+    with hold("a", WHAT, name="web1") as tell:
+        tell({"percent": 3})
+        assert holder("a") == {**TOLD, "task": "4f1d", "progress": {"percent": 3}}

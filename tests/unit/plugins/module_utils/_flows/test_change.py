@@ -138,7 +138,7 @@ def test_what_a_task_has_to_say_to_launch_a_vm_is_told(kvm: Hypervisor, task: Ta
 
 def test_what_we_remember_is_kept_when_a_vm_is_changed(kvm: Hypervisor, task: Task) -> None:
     kvm.define("web1", running=False)
-    known = Instance(foreign=("<origin />",), journal=None, flavor=Flavor(2, 512))
+    known = Instance(foreign=("<later />",), journal=None, flavor=Flavor(2, 512))
     kvm.remember(known)
     task(vm.main, name="web1", title="new", flavor={**FLAVOR, "vcpus": 4})
     assert kvm.recall() == replace(known, flavor=Flavor(4, 512))

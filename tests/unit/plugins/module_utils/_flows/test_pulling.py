@@ -22,8 +22,10 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors impo
 )
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows import pulling
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows.pulling import Damaged, Pulling
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import DirectoryStore, NewImage, TextContent
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import Base
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.base import NewImage
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.content import TextContent
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.directory import DirectoryStore
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.bases import Base
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.pull import Job
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.domain import Disk, Image
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.snapshot import Member

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.journal import Journal
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import Guest
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.guest import Guest
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.chain import read_qcow2
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import Instance, Launch, Mark, OwnDisk
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.rebuild import Began, Change
@@ -69,7 +69,7 @@ def test_a_vm_of_ours_has_another_root_disk_and_remembers_where_it_is_from(
     old, data, image = qcow2(disks / "root.qcow2"), qcow2(disks / "data.qcow2"), raw(tmp_path / "new.raw")
     kvm.define("web1", running=False, disks=[old, data])
     launch = Launch("then", "ada", "old", "/b", "raw", "00", str(tmp_path / "s"), {"cloud_init": "1"}, image_id="7")
-    kvm.remember(Instance(launch=launch, disks=(OwnDisk("root", "vda", old),), foreign=("<origin />",)))
+    kvm.remember(Instance(launch=launch, disks=(OwnDisk("root", "vda", old),), foreign=("<later />",)))
     told = task.quartet(vm_rebuild.main, **options(image, tmp_path))["vms"][0]
     assert told["steps"] == ["stage", "swap", "prove", "remove_old"]
     new, kept = files(kvm)
@@ -82,7 +82,7 @@ def test_a_vm_of_ours_has_another_root_disk_and_remembers_where_it_is_from(
     assert (found.launch.image, found.launch.image_id, found.launch.base) == (image, "", header.backing)
     assert (found.launch.by, found.launch.spec) == ("ada", {"cloud_init": "1"})
     assert found.disks == (OwnDisk("root", "vda", new),)
-    assert (found.journal, found.foreign) == (None, ("<origin />",))
+    assert (found.journal, found.foreign) == (None, ("<later />",))
     # It is done again when that is said, and when the image is another one.
     assert task(vm_rebuild.main, **options(image, tmp_path, reinstall=True))["changed"]
     raw(tmp_path / "new.raw", b"newer")

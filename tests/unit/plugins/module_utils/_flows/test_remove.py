@@ -35,7 +35,7 @@ def test_a_vm_that_is_removed_for_now_comes_back_as_it_was(
 ) -> None:
     kvm.define("web1", running=running)
     kvm.guest().set_autostart(autostart)
-    kvm.remember(Instance(foreign=("<origin />",)))
+    kvm.remember(Instance(foreign=("<later />",)))
     told = task.quartet(vm.main, name="web1", **ABSENT)["vms"][0]
     assert (told["status"], told["power_state"]) == ("SOFT_DELETED", "SHUTDOWN")
     mark = kvm.recall().mark
@@ -47,7 +47,7 @@ def test_a_vm_that_is_removed_for_now_comes_back_as_it_was(
     told = task.quartet(vm.main, name="web1", state="restored")["vms"][0]
     assert told["status"] == ("ACTIVE" if running else "SHUTOFF")
     assert kvm.guest().autostart() == autostart
-    assert kvm.recall() == Instance(foreign=("<origin />",))
+    assert kvm.recall() == Instance(foreign=("<later />",))
 
 
 def test_a_removal_that_died_remembers_what_the_vm_was_before_it(kvm: Hypervisor, task: Task) -> None:

@@ -20,8 +20,12 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils import _module
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import LifecycleError
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.journal import Journal
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows import rescue as flows
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import DirectoryStore, FileContent, NewImage
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import Chains, Guest, swap
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.base import NewImage
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.content import FileContent
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.directory import DirectoryStore
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import swap
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.chains import Chains
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.guest import Guest
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model import rescue as rules
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import (
     Instance,
@@ -357,13 +361,13 @@ def test_another_rescue_that_fails_leaves_the_first(
     define(kvm, storage)
     task(vm_rescue.main, **options(storage, state="rescued", image=image))
     before, left = original(kvm), files(storage)
-    run = flows._Rescue._run
-    monkeypatch.setattr(flows._Rescue, "_run", fail)
+    run = flows._Rescue.run
+    monkeypatch.setattr(flows._Rescue, "run", fail)
     told = task(vm_rescue.main, **options(storage, state="rescued", image=image, layout="classic"))
     assert "and was started" in told["msg"]
     assert (told["vms"][0]["status"], told["vms"][0]["power_state"]) == ("RESCUE", "RUNNING")
     assert (original(kvm), files(storage)) == (before, left)
-    monkeypatch.setattr(flows._Rescue, "_run", run)
+    monkeypatch.setattr(flows._Rescue, "run", run)
     assert not task(vm_rescue.main, **options(storage, state="rescued", image=image))["changed"]
 
 
@@ -386,11 +390,11 @@ def test_a_way_back_that_fails_leaves_the_vm_rescued(
     assert (told["code"], str(data) in told["msg"], "still rescued" in told["msg"]) == ("not_found", True, True)
     data.with_suffix(".away").rename(data)
     # A file that cannot be removed does not bring the rescue back.
-    remove = flows._Unrescue._clear
-    monkeypatch.setattr(flows._Unrescue, "_clear", fail)
+    remove = flows._Unrescue.clear
+    monkeypatch.setattr(flows._Unrescue, "clear", fail)
     told = task(vm_rescue.main, **options(storage, state="unrescued"))
     assert (told["vms"][0]["status"], told["vms"][0]["steps"]) == ("ACTIVE", ["stop", "swap_back", "start"])
-    monkeypatch.setattr(flows._Unrescue, "_clear", remove)
+    monkeypatch.setattr(flows._Unrescue, "clear", remove)
     assert task(vm_rescue.main, **options(storage, state="unrescued"))["vms"][0]["steps"] == ["remove"]
     assert files(storage) == OWN
 

@@ -24,16 +24,12 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors impo
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.journal import Journal
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows import shelving
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows.copying import Copied, Copier
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import (
-    DirectoryStore,
-    FileContent,
-    NewImage,
-    TextContent,
-    nbd,
-)
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.base import Spent
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import Guest
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import nbd
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.base import NewImage, Spent
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.content import FileContent, TextContent
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.directory import DirectoryStore
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.details import Details
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.guest import Guest
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model import shelf, shelve, snapshot
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import (
     Instance,

@@ -19,12 +19,9 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._flows.sources im
     from_store,
     path_of,
 )
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import (
-    DirectoryStore,
-    FileContent,
-    Image,
-    NewImage,
-)
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.base import Image, NewImage
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.content import FileContent
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.directory import DirectoryStore
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.local import LocalStorage
 
 

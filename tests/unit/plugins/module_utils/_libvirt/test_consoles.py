@@ -15,7 +15,12 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import Busy, LifecycleError, NoSpace
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import (
+    Busy,
+    LifecycleError,
+    NoSpace,
+    NotFound,
+)
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import consoles
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.consoles import Log, Terminal, screenshot
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.console import FINGERPRINT, Position
@@ -205,9 +210,14 @@ def test_a_console_that_is_silent_has_nothing_yet(kvm: Hypervisor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "kind"), [("Active console session exists for this domain", Busy), ("no console", LifecycleError)]
+    ("said", "kind"),
+    [
+        ("Active console session exists for this domain", Busy),
+        ("operation failed: PTY device is not yet assigned", NotFound),
+        ("no console", LifecycleError),
+    ],
 )
-def test_a_console_that_another_has_open_is_busy(kvm: Hypervisor, said: str, kind: type[LifecycleError]) -> None:
+def test_why_a_console_cannot_be_opened_is_told_apart(kvm: Hypervisor, said: str, kind: type[LifecycleError]) -> None:
     with pytest.raises(kind) as caught:
         Terminal(guest_of(kvm, Stream([], error=said)))
     assert caught.type is kind

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import Invalid
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import Below, Definition
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.definition import Below, Definition
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import Instance, OwnDisk
 
 DOMAIN = """<domain type='kvm'><name>web1</name><os{firmware}><type>hvm</type>{nvram}</os><devices>

@@ -10,7 +10,7 @@ import libvirt
 import pytest
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import NotFound
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import Leases
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.leases import Leases
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.shelf import Lease
 from tests.unit.hypervisor import Hypervisor
 

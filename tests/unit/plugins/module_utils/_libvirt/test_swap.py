@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import LifecycleError, TimedOut
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt import Swap, on_file, on_variables
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._libvirt.swap import Swap, on_file, on_variables
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import Instance, OwnDisk
 from tests.unit.fakes import FakeGuest, JumpingClock
 from tests.unit.hypervisor import Hypervisor
@@ -65,12 +65,12 @@ def test_variables_come_and_go_with_the_definition(kvm: Hypervisor) -> None:
 
 def test_the_disks_and_what_we_remember_change_at_once_and_back(kvm: Hypervisor) -> None:
     kvm.define("web1", running=False, disks=["/old.qcow2", "", "/data.qcow2"])
-    first = Instance(disks=(OwnDisk("root", "vda", "/old.qcow2"),), foreign=("<origin />",))
+    first = Instance(disks=(OwnDisk("root", "vda", "/old.qcow2"),), foreign=("<later />",))
     kvm.remember(first)
     swap = Swap(kvm.guest(), JumpingClock())
     old = swap.disks()
     assert sorted(old) == ["vda", "vdb", "vdc"]
-    after = Instance(disks=(OwnDisk("root", "vda", "/new.qcow2"),), foreign=("<origin />",))
+    after = Instance(disks=(OwnDisk("root", "vda", "/new.qcow2"),), foreign=("<later />",))
     swap.define({"vda": on_file(old["vda"], "/new.qcow2")}, None, after)
     files = [node.get("file") for node in kvm.domain().iterfind("devices/disk/source")]
     assert files == ["/new.qcow2", "/data.qcow2"]
@@ -84,9 +84,9 @@ def test_what_is_defined_keeps_the_metadata_of_others(kvm: Hypervisor) -> None:
     domain = kvm.domain()
     ET.SubElement(ET.SubElement(domain, "metadata"), "{urn:other}thing").text = "kept"
     kvm.guest().redefine(domain)
-    Swap(kvm.guest(), JumpingClock()).define({}, None, Instance(foreign=("<origin />",)))
+    Swap(kvm.guest(), JumpingClock()).define({}, None, Instance(foreign=("<later />",)))
     assert "kept" in [node.text for node in kvm.domain().iterfind("metadata/{urn:other}thing")]
-    assert kvm.recall() == Instance(foreign=("<origin />",))
+    assert kvm.recall() == Instance(foreign=("<later />",))
 
 
 @pytest.mark.parametrize("condition", ["stopped", "running"])

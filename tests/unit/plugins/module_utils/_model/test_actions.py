@@ -91,6 +91,8 @@ NOVA = {
     "metadata": Row("active paused suspended stopped", "any", True),
 }
 
+# Actions that Nova has no row for: it repairs by itself what a migration left.
+OURS = ("recover", "set_policy", "note_origin", "forget_origin")
 # Where we differ on purpose: the docstring of the table says why. What is added to Nova's states, and what is taken.
 ALLOWED_TOO = {
     "launch": "building",  # one that died is finished
@@ -134,7 +136,8 @@ def state_of(vm_state: str, action: str = "") -> State:
 
 
 def test_the_table_has_the_actions_that_nova_has() -> None:
-    assert list(ACTIONS) == list(NOVA)
+    assert [action for action in ACTIONS if action not in OURS] == list(NOVA)
+    assert set(OURS) <= set(ACTIONS)
 
 
 @pytest.mark.parametrize("action", NOVA)

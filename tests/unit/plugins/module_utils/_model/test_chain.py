@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors import Invalid
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.chain import (
     LONGEST,
     Chain,
@@ -20,6 +21,7 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.chain impo
     backing_of,
     follow,
     read_qcow2,
+    with_backing,
 )
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.domain import Image
 
@@ -121,3 +123,28 @@ def test_a_chain_without_end_ends() -> None:
     chain = follow(Image("file", "/x", "qcow2"), deeper)
     assert len(chain.layers) == LONGEST + 1
     assert not chain.known
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("name", ["b", "/a/name/that/is/longer/than/the/one/before.qcow2", "x" * 1023])
+def test_a_header_takes_another_name_of_the_backing_file(version: int, name: str) -> None:
+    start = header(version=version, backing=b"base.qcow2", backing_format=b"qcow2").ljust(1 << 16, b"\0")
+    changed = with_backing(start + b"data", name)
+    assert read_qcow2(changed) == Qcow2(MIB, name, "qcow2")
+    assert len(changed) == (1 << 16) + 4
+    assert changed.endswith(b"data")
+
+
+def test_a_header_is_not_changed_when_the_name_does_not_fit() -> None:
+    start = header(backing=b"base.qcow2")
+    full = start.ljust((1 << 16) - 1, b"\0") + b"x"
+    crowded = (start + b"something else").ljust(1 << 16, b"\0")
+    for image, name in ((full, "x" * 1024), (crowded, "a name of more than ten"), (start, "cut short")):
+        with pytest.raises(Invalid, match="header"):
+            with_backing(image, name)
+
+
+@pytest.mark.parametrize("start", [b"", b"raw" * 40, header().ljust(1 << 16, b"\0")])
+def test_an_image_without_a_backing_file_is_not_given_one(start: bytes) -> None:
+    with pytest.raises(Invalid, match="no qcow2 header that names a backing file"):
+        with_backing(start, "base")

@@ -24,7 +24,15 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.info impor
     tell_interface,
     tell_status,
 )
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import Instance, Launch, Lock, Mark
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import (
+    Group,
+    Instance,
+    Launch,
+    Lock,
+    Mark,
+    Origin,
+    Policy,
+)
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.statistics import Size
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.status import Observation
 
@@ -63,6 +71,8 @@ def test_a_vm_that_another_tool_made_has_nothing_of_ours() -> None:
     )
     assert [told[key] for key in ("lock", "flavor", "launched", "journal", "operation", "uptime")] == [None] * 6
     assert told["marks"] == []
+    assert told["policy"] == {"strategy": "", "priority": 0, "groups": []}
+    assert (told["origin"], told["generation"]) == (None, "")
 
 
 def test_all_that_we_remember_is_told() -> None:
@@ -74,6 +84,9 @@ def test_all_that_we_remember_is_told() -> None:
                 launch=Launch(SINCE, "ada@kvm1", "/i.qcow2", "/b.qcow2", "qcow2", "00ff", "/images", {"x": "hash"}),
                 marks=(Mark("soft-delete", SINCE, {"power_before": "running"}),),
                 journal=Journal("delete", SINCE, "kvm1", 7, "undefine", {"xml": "<domain/>"}),
+                policy=Policy("stop", 5, (Group("db", "affinity"),)),
+                origin=Origin("kvm2", SINCE, "paused", "memory"),
+                generation="6f1c",
             ),
             state=status.SHUTOFF,
         ),
@@ -95,6 +108,9 @@ def test_all_that_we_remember_is_told() -> None:
     }
     assert told["marks"] == [{"state": "soft-delete", "since": SINCE, "data": {"power_before": "running"}}]
     assert told["journal"] == {"action": "delete", "since": SINCE, "node": "kvm1", "pid": 7, "step": "undefine"}
+    assert told["policy"] == {"strategy": "stop", "priority": 5, "groups": [{"name": "db", "policy": "affinity"}]}
+    assert told["origin"] == {"host": "kvm2", "since": SINCE, "power": "paused", "reason": "memory"}
+    assert told["generation"] == "6f1c"
     assert (told["autostart"], told["snapshots"], told["checkpoints"]) == (True, 2, 1)
 
 

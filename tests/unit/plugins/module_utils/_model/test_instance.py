@@ -25,14 +25,19 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.errors impo
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._core.journal import Journal
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.flavor import Flavor
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import (
+    GROUP_POLICIES,
     NAMESPACE,
     PREFIX,
     SCHEMA,
+    STRATEGIES,
+    Group,
     Instance,
     Launch,
     Lock,
     Mark,
+    Origin,
     OwnDisk,
+    Policy,
     dump,
     find,
     load,
@@ -64,8 +69,9 @@ JOURNALS = st.builds(
     Journal, TEXT, TEXT, TEXT, st.integers(1, 2**22), TEXT, st.dictionaries(st.text(max_size=5), st.text(), max_size=2)
 )
 FOREIGN = st.builds(
-    lambda name, text: dump_element(ET.Element(name, {"since": text}), text), st.sampled_from(["tpm", "origin"]), TEXT
+    lambda name, text: dump_element(ET.Element(name, {"since": text}), text), st.sampled_from(["tpm", "weight"]), TEXT
 )
+GROUPS = st.lists(st.builds(Group, TEXT, st.sampled_from(GROUP_POLICIES)), max_size=2).map(tuple)
 INSTANCES = st.builds(
     Instance,
     lock=st.none() | st.builds(Lock, TEXT, TEXT),
@@ -75,6 +81,9 @@ INSTANCES = st.builds(
     marks=st.lists(MARKS, max_size=2).map(tuple),
     journal=st.none() | JOURNALS,
     foreign=st.lists(FOREIGN, max_size=2).map(tuple),
+    policy=st.none() | st.builds(Policy, st.sampled_from(["", *STRATEGIES]), st.integers(-(2**31), 2**31), GROUPS),
+    origin=st.none() | st.builds(Origin, *[TEXT] * 4),
+    generation=TEXT,
 )
 
 LAUNCH = Launch(SINCE, "root@kvm1", "/srv/i.qcow2", "/s/_base/ab.qcow2", "qcow2", "ab", "/s", {"cloud_init": "cd"})
@@ -86,7 +95,10 @@ FULL = Instance(
     disks=(OwnDisk("root", "vda", "/s/u/root.qcow2"), OwnDisk("config", "sda", "/s/u/config.iso")),
     marks=(Mark("rescued", SINCE), Mark("soft-delete", SINCE, {"reclaim_at": SINCE, "power_before": "running"})),
     journal=JOURNAL,
-    foreign=('<origin host="kvm2">before the drain</origin>',),
+    foreign=('<weight kilos="2">as it was</weight>',),
+    policy=Policy("stop", 100, (Group("db", "anti-affinity"),)),
+    origin=Origin("kvm2", SINCE, "paused", "before the drain"),
+    generation="6f1c",
 )
 
 
@@ -151,7 +163,10 @@ def filled(text: str) -> Instance:
         disks=(OwnDisk(text, text, text),),
         marks=(Mark(text, text, {text: text}),),
         journal=Journal(text, text, text, 1, text, {text: text}),
-        foreign=(dump_element(ET.Element("origin", {"since": text}), text or "x"),),
+        foreign=(dump_element(ET.Element("weight", {"since": text}), text or "x"),),
+        policy=Policy(text, 1, (Group(text, text),)),
+        origin=Origin(text, text, text, text),
+        generation=text,
     )
 
 
@@ -186,7 +201,10 @@ def test_the_element_is_plain_and_tells_its_schema() -> None:
         "state",
         "state",
         "journal",
+        "policy",
         "origin",
+        "generation",
+        "weight",
     ]
 
 
@@ -202,6 +220,8 @@ def test_the_element_is_plain_and_tells_its_schema() -> None:
         lambda text: replace(FULL, disks=(OwnDisk("root", "vda", text),)),
         lambda text: replace(FULL, marks=(Mark("error", SINCE, {text: ""}),)),
         lambda text: replace(FULL, journal=replace(JOURNAL, step=text)),
+        lambda text: replace(FULL, policy=Policy(groups=(Group(text, "affinity"),))),
+        lambda text: replace(FULL, origin=Origin("kvm2", SINCE, "running", text)),
     ],
 )
 def test_what_xml_cannot_hold_is_refused(make: t.Callable[[str], Instance], character: str) -> None:
@@ -305,10 +325,10 @@ def test_whatever_stands_there_is_read_or_refused_and_never_breaks(nodes: list[E
 
 
 def test_elements_that_we_do_not_know_survive_with_all_that_is_in_them() -> None:
-    origin = '<origin host="kvm2" weight="3">before <b>the</b> drain</origin>'
-    text = f"<instance schema='1'>\n  {origin}\n  <lock since='{SINCE}'>audit</lock>\n  <tpm/>\n</instance>"
+    weight = '<weight kilos="2" of="3">as <b>it</b> was</weight>'
+    text = f"<instance schema='1'>\n  {weight}\n  <lock since='{SINCE}'>audit</lock>\n  <tpm/>\n</instance>"
     for found in (load(text), find(in_domain(text))):
-        assert found.foreign == (origin, "<tpm />")
+        assert found.foreign == (weight, "<tpm />")
         unlocked = replace(found, lock=None)
         assert load(dump(unlocked)) == unlocked
         assert find(in_domain(dump(unlocked))) == unlocked
