@@ -4,18 +4,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 # Measures the modules beside what a user would use instead, on a lab of its own, and writes docs/benchmarks.md (power:
-# vm_power, vm_info), docs/benchmarks_snapshots.md (snapshots) and docs/benchmarks_shelve.md (shelve, with room for
-# 30 GiB): tests/bench/run.sh [--what power|snapshots|shelve] [--rounds N] [--print] [--quick]. Without --what: all of
-# them, which takes more than an hour; leave the machine alone meanwhile. --quick is for snapshots and shelve alone.
+# vm_power, vm_info), docs/benchmarks_snapshots.md (snapshots), docs/benchmarks_shelve.md (shelve, with room for
+# 30 GiB), docs/benchmarks_migrate.md (migrate), docs/benchmarks_drain.md (drain) and docs/benchmarks_plan.md (plan, which
+# needs no lab): tests/bench/run.sh [--what power|snapshots|shelve|migrate|drain|plan] [--rounds N] [--print] [--quick].
+# Without --what: all of them, which takes more than an hour; leave the machine alone meanwhile. --quick is not for power.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 
-whats="power snapshots shelve"
+whats="power snapshots shelve migrate drain plan"
 words=()
 while [ $# -gt 0 ]; do
     case $1 in
     --what)
-        whats=${2:?--what power, snapshots or shelve}
+        whats=${2:?--what power, snapshots, shelve, migrate, drain or plan}
         shift
         ;;
     --what=*) whats=${1#*=} ;;
@@ -25,9 +26,9 @@ while [ $# -gt 0 ]; do
 done
 for what in $whats; do
     case $what in
-    power | snapshots | shelve) ;;
+    power | snapshots | shelve | migrate | drain | plan) ;;
     *)
-        echo "bench: --what is power, snapshots or shelve" >&2
+        echo "bench: --what is power, snapshots, shelve, migrate, drain or plan" >&2
         exit 2
         ;;
     esac
@@ -68,6 +69,20 @@ snapshots() {
 shelve() {
     "$lab" up --hosts 1 --glance --private-size 40G </dev/null
     python -m tests.bench.shelve "$@"
+}
+
+migrate() {
+    "$lab" up --hosts 2 --private-size 24G </dev/null
+    python -m tests.bench.migrate "$@"
+}
+
+drain() {
+    "$lab" up --hosts 3 </dev/null
+    python -m tests.bench.drain "$@"
+}
+
+plan() {
+    PYTHONPATH=$BUILD python -m tests.bench.plan "$@"
 }
 
 for what in $whats; do
