@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The playbook shelf_offload, run as a timer would run it."""
+"""The playbook shelf_offload and its role, run as a timer would run them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ def store(lab: Lab) -> t.Iterator[dict[str, str]]:
 
 
 def offload(play: Playbook, store: dict[str, str], **extra: t.Any) -> Result:
-    """Run the playbook with these variables; what its task came to."""
+    """Run the playbook with these variables; what its task came to, and the role's report."""
     variables = {"shelf_offload_hosts": "kvm1", "shelf_offload_image_store": store, **extra}
-    told = play.ours("shelf_offload", **variables).ok()
-    return t.cast("Result", told["result"])
+    played = play.ours("shelf_offload", **variables)
+    report = played.ok()["result"]["ansible_facts"]["shelf_offload_report"]
+    return {**played.results[-2]["result"], "report": report}
 
 
 def test_hosts_let_go_of_what_waits_for_it_when_its_time_has_come(
@@ -43,11 +44,13 @@ def test_hosts_let_go_of_what_waits_for_it_when_its_time_has_come(
     early = offload(play, store)
     assert not early["changed"]
     assert [vm["name"] for vm in early["vms"]] == ["waits"]
+    assert early["report"] == {"offloaded": [], "waiting": ["waits"], "failed": {}}
     assert sorted(lab.domains("kvm1")) == ["never", "stays", "waits"]
 
     due = offload(play, store, shelf_offload_older_than=0, shelf_offload_verify="quick")
     assert due["changed"]
     assert [(vm["name"], vm["status"]) for vm in due["vms"]] == [("waits", "SHELVED_OFFLOADED")]
+    assert due["report"] == {"offloaded": ["waits"], "waiting": [], "failed": {}}
     assert sorted(lab.domains("kvm1")) == ["never", "stays"]
 
     again = offload(play, store, shelf_offload_older_than=0)
