@@ -67,7 +67,11 @@ up=$SECONDS
 
 export ANSIBLE_CALLBACK_PLUGINS=$REPO/tests/demo/callback_plugins
 export ANSIBLE_STDOUT_CALLBACK=story
-run ansible-playbook -i "$place/inventory.yml" --diff "$REPO/tests/demo/story.yml"
+# What is left of the story: a page about what was done with whole hosts.
+report=$BUILD/demo-report
+rm -f "$report.html" "$report.ndjson"
+told='{"story_report": "'$report'", "story_lab": "'$REPO/tests/lab/lab'"}'
+run ansible-playbook -i "$place/inventory.yml" --diff -e "$told" "$REPO/tests/demo/story.yml"
 result=$?
 told=$SECONDS
 
@@ -81,6 +85,7 @@ printf '\nset up in %d s, two hosts up in %d s, story told in %d s, all taken do
     "$set_up" $((up - set_up)) $((told - up)) $((SECONDS - told)) "$SECONDS"
 if [ "$result" = 0 ]; then
     echo "Everything was as told, and nothing of it is left running."
+    echo "A report on the maintenance at its end, for a browser: $report.html"
 else
     echo "The story did not come to its end as it should: see above." >&2
 fi

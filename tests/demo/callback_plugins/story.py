@@ -64,8 +64,10 @@ class CallbackModule(CallbackBase):
     # ---- tasks
 
     def v2_playbook_on_task_start(self, task: t.Any, is_conditional: bool) -> None:
-        """A task begins; it is announced with its first line."""
+        """A task begins; it is announced with its first line, and one that shows its progress at once."""
         self.heading = task.get_name()
+        if task.action == "kvmops.lifecycle.vm_migrate":
+            self._announce()
 
     def _announce(self) -> None:
         if self.heading:
