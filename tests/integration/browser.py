@@ -32,7 +32,8 @@ class Browser:
 
     def __init__(self, address: str) -> None:
         self.session = address
-        capabilities = {"acceptInsecureCerts": True, "goog:chromeOptions": {"args": ARGUMENTS}}
+        told_of = {"goog:loggingPrefs": {"browser": "ALL"}}
+        capabilities = {"acceptInsecureCerts": True, "goog:chromeOptions": {"args": ARGUMENTS}, **told_of}
         told = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": capabilities}})
         self.session = f"{address}/session/{told['sessionId']}"
 
@@ -50,6 +51,10 @@ class Browser:
     def run(self, script: str, *arguments: object) -> t.Any:
         """What a function with this body returns; a promise is waited for."""
         return self._ask("POST", "/execute/sync", {"script": script, "args": list(arguments)})
+
+    def complaints(self) -> list[str]:
+        """What has come to the console since it was asked last."""
+        return [each["message"] for each in self._ask("POST", "/se/log", {"type": "browser"})]
 
     def press(self, key: str) -> None:
         """Press a key and let it go."""

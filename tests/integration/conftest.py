@@ -33,6 +33,27 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Lab]:
         run([str(LAB), "down"], check=True, timeout=120)
 
 
+@pytest.fixture(scope="module")
+def third(lab: Lab) -> t.Iterator[None]:
+    """A third host, kvm3, for the tests of a file."""
+    lab.up(hosts=3)
+    try:
+        yield
+    finally:
+        lab.clean()
+        lab.keep(HOSTS)
+
+
+@pytest.fixture
+def fourth(lab: Lab, third: None) -> t.Iterator[None]:
+    """A fourth one, kvm4, for a test. It is gone with what it has."""
+    lab.up(hosts=4)
+    try:
+        yield
+    finally:
+        lab.keep(3)
+
+
 @pytest.fixture(autouse=True)
 def clean(lab: Lab) -> t.Iterator[None]:
     """Every test ends with empty hosts, and so begins with them."""
@@ -40,11 +61,19 @@ def clean(lab: Lab) -> t.Iterator[None]:
     lab.clean()
 
 
+@pytest.fixture
+def healed(lab: Lab) -> t.Iterator[None]:
+    """Whatever a test broke, and hosts in scheduling."""
+    yield
+    for host in lab.hosts:
+        lab.fault(host, "heal")
+        lab.sh(host, "rm -f /var/lib/kvmops/scheduling.json")
+
+
 @pytest.fixture(scope="session")
 def started_glance(lab: Lab) -> Glance:
     """Glance and Keystone, from the first test on that wants them. The inventory then has their variables."""
-    run([str(LAB), "up", "--glance"], check=True, timeout=900)
-    lab.read()
+    lab.up("--glance", hosts=len(lab.hosts))
     lab.glance.clean()
     return lab.glance
 

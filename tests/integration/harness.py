@@ -45,11 +45,27 @@ class Lab:
         self.read()
 
     def read(self) -> None:
-        """Ask the lab for its inventory."""
-        self.inventory.write_text(run([str(LAB), "inventory"], check=True, timeout=60).stdout, encoding="utf-8")
-        told = yaml.safe_load(self.inventory.read_text(encoding="utf-8"))["all"]["children"]["kvm_hosts"]
+        """Ask the lab for its inventory. Hosts that are off are not in it."""
+        inventory = yaml.safe_load(run([str(LAB), "inventory"], check=True, timeout=60).stdout)
+        told = inventory["all"]["children"]["kvm_hosts"]
+        for host in self.kvm.hosts():
+            if self.kvm.init(host) is None:
+                del told["hosts"][host]
+        self.inventory.write_text(yaml.safe_dump(inventory), encoding="utf-8")
         self.hosts: dict[str, dict[str, t.Any]] = told["hosts"]
         self.vars: dict[str, t.Any] = told["vars"]
+
+    def up(self, *options: str, hosts: int) -> None:
+        """``lab up``, with so many hosts."""
+        run([str(LAB), "up", "--hosts", str(hosts), *options], check=True, timeout=900)
+        self.keep(hosts)
+
+    def keep(self, hosts: int) -> None:
+        """Switch off what there is beyond so many hosts; ``lab up`` boots every one that there ever was."""
+        for host in self.kvm.hosts()[hosts:]:
+            if self.kvm.init(host) is not None:
+                self.fault(host, "power-off")
+        self.read()
 
     def outside(self, path: str, host: str = "kvm1") -> str:
         """The path by which this machine sees a file of a host."""
@@ -97,6 +113,8 @@ class Lab:
     def clean(self) -> None:
         """Remove every VM and its files from every host, whatever state a test left them in."""
         for host in self.hosts:
+            if self.kvm.init(host) is None:  # a test that failed has left it off
+                self.fault(host, "heal")
             self.sh(
                 host,
                 """
@@ -192,10 +210,14 @@ class Running(subprocess.Popen[str]):
         self._results = results
         self._output = Path(output.name)
 
+    def text(self) -> str:
+        """What it has printed so far."""
+        return self._output.read_text(encoding="utf-8")
+
     def played(self, seconds: float = 300) -> Played:
         """What came of it, when it has ended."""
         code = self.wait(seconds)
-        return Played(code, self._output.read_text(encoding="utf-8"), read_results(self._results))
+        return Played(code, self.text(), read_results(self._results))
 
 
 Task = dict[str, t.Any]
@@ -236,11 +258,13 @@ class Playbook:
         """Run *tasks*. *options* are those of ansible-playbook."""
         return self._play(*self.prepare([tasks] if isinstance(tasks, dict) else tasks, host, *options), timeout)
 
-    def ours(self, name: str, **variables: t.Any) -> Played:
+    def ours(self, name: str, *options: str, **variables: t.Any) -> Played:
         """Run a playbook of the collection."""
+        return self._play(*self._ours(name, *options, **variables), 300)
+
+    def _ours(self, name: str, *options: str, **variables: t.Any) -> tuple[list[str], dict[str, str], Path]:
         directory = Path(tempfile.mkdtemp(dir=self.directory))
-        words = (f"kvmops.lifecycle.{name}", "-e", json.dumps(variables))
-        return self._play(*self._command(directory, *words), 300)
+        return self._command(directory, f"kvmops.lifecycle.{name}", "-e", json.dumps(variables), *options)
 
     @staticmethod
     def _play(command: list[str], settings: dict[str, str], results: Path, timeout: float) -> Played:
@@ -257,25 +281,40 @@ class Playbook:
 
     def killed_at(self, step: str, task: Task, host: str = "kvm1") -> None:
         """Run *task*, whose module is killed right before *step*."""
-        played = self._struck(task, host, KVMOPS_KILL_AT=step)
+        played = self(self._sabotaged(task, host, KVMOPS_KILL_AT=step), host=host)
         assert played.returncode != 0, played.output
         assert "MODULE FAILURE" in played.output or "Killed" in played.output, played.output
 
     def disturbed_at(self, step: str, script: str, task: Task, host: str = "kvm1") -> Played:
         """Run *task*, with a shell script run on the host right before *step*."""
-        return self._struck(task, host, KVMOPS_KILL_AT=step, KVMOPS_RUN=script)
+        return self(self.disturbed(step, script, task, host), host=host)
 
-    def _struck(self, task: Task, host: str, **environment: str) -> Played:
+    def disturbed(self, step: str, script: str, task: Task, host: str = "kvm1") -> Task:
+        """*task* as it is then, to be run in another way."""
+        return self._sabotaged(task, host, KVMOPS_KILL_AT=step, KVMOPS_RUN=script)
+
+    def _sabotaged(self, task: Task, host: str, **environment: str) -> Task:
         saboteur = (HERE / "saboteur/sitecustomize.py").read_text(encoding="utf-8")
         self.lab.kvm.run_in(
             host, "sh", "-c", "mkdir -p /tmp/saboteur; cat > /tmp/saboteur/sitecustomize.py", stdin=saboteur
         )
-        return self({**task, "environment": {"PYTHONPATH": "/tmp/saboteur", **environment}}, host=host)
+        return {**task, "environment": {"PYTHONPATH": "/tmp/saboteur", **environment}}
 
     @contextlib.contextmanager
     def running(self, tasks: t.Sequence[Task], *options: str, host: str = "kvm1") -> t.Iterator[Running]:
         """The playbook, running; ended at the latest with the body."""
-        command, settings, results = self.prepare(tasks, host, *options)
+        with self._running(*self.prepare(tasks, host, *options)) as process:
+            yield process
+
+    @contextlib.contextmanager
+    def ours_running(self, name: str, **variables: t.Any) -> t.Iterator[Running]:
+        """The same, of a playbook of the collection."""
+        with self._running(*self._ours(name, **variables)) as process:
+            yield process
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _running(command: list[str], settings: dict[str, str], results: Path) -> t.Iterator[Running]:
         output = results.with_name("output")
         env = {**os.environ, **settings}
         with output.open("w", encoding="utf-8") as file, Running(command, env, results, file) as process:

@@ -150,3 +150,39 @@ def test_a_qemu_that_hangs_is_a_problem_and_nothing_more(lab: Lab, play: Playboo
     assert host["memory"]["running"] == 64
     assert host["vms"]["ACTIVE"] == ["on"]
     assert any("on" in problem for problem in host["problems"])
+
+
+def test_what_migrations_need_is_told_when_asked_for(lab: Lab, play: Playbook) -> None:
+    lab.sh("kvm1", "mv /etc/pki/qemu/client-key.pem /tmp/away; echo none >/etc/pki/qemu/server-cert.new")
+    lab.sh("kvm1", "cd /etc/pki/qemu; mv server-cert.pem server-cert.old; mv server-cert.new server-cert.pem")
+    try:
+        told = ask(play, gather=["migration"])
+    finally:
+        lab.sh("kvm1", "cd /etc/pki/qemu; mv server-cert.old server-cert.pem; mv /tmp/away client-key.pem")
+    here = told["migration"]
+    address = lab.hosts["kvm1"]["ansible_host"]
+    assert told["problems"] == []
+    assert (here["addresses"], here["resolvable"]) == ([address], True)
+    assert {"br0", "eth0"} <= set(here["links"])
+    assert {"clean-traffic", "allow-arp"} <= set(here["filters"])
+    assert "qemu64" in here["cpu_models"]
+    assert "Skylake-Server" not in here["cpu_models"]
+    assert {each["service"] for each in here["listening"]} == {"ssh", "tls"}
+    assert (here["ports"], here["address"], here["checks_clients"]) == ({"first": 49152, "last": 49215}, "", True)
+    assert here["keepalive"].keys() == {"interval", "count"}
+    papers = {(each["purpose"], each["role"]): each for each in here["certificates"]}
+    assert len(papers) == 6
+    server = papers["libvirt", "server"]
+    assert (server["subject"], server["missing"], server["problem"]) == ("kvm1", [], "")
+    assert set(server["names"]) == {"kvm1", address}
+    assert server["issuer"] == papers["qemu", "authority"]["subject"]
+    assert server["not_before"] <= here["time"] < server["not_after"]
+    assert papers["qemu", "client"]["missing"] == ["/etc/pki/qemu/client-key.pem"]
+    assert papers["qemu", "server"]["problem"] == "There is no certificate in it."
+    assert papers["qemu", "server"]["not_after"] is None
+    assert "migration" not in ask(play)
+    # From elsewhere only what libvirt tells is known.
+    there = ask(play, host="localhost", uri=lab.hosts["kvm1"]["lab_uri"], gather=["migration"])["migration"]
+    shared = ("cpu_models", "huge_pages", "links", "filters")
+    assert {key: there[key] for key in shared} == {key: here[key] for key in shared}
+    assert {value for key, value in there.items() if key not in shared} == {None}

@@ -323,11 +323,11 @@ def test_bad_input_is_refused_before_anything_is_touched(lab: Lab, play: Playboo
         ({"image": None}, "invalid", "image and flavor are needed"),
     )
     tasks = [task("vm", **{**order(lab, "a"), **options}) for options, _code, _word in cases]
-    for mode in (True, False):
-        errors = play.errors([{**each, "check_mode": mode} for each in tasks])
-        for (options, code, word), error in zip(cases, errors):
-            assert error["code"] == code, (options, error["msg"])
-            assert word in error["msg"], (options, error["msg"])
+    # Half of them in check mode: what refuses is the same.
+    errors = play.errors([{**each, "check_mode": number % 2 == 0} for number, each in enumerate(tasks)])
+    for (options, code, word), error in zip(cases, errors):
+        assert error["code"] == code, (options, error["msg"])
+        assert word in error["msg"], (options, error["msg"])
     assert lab.domains("kvm1") == ["other"]
     assert lab.files("kvm1") == files
 

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import DirectoryStore, FileContent, NewImage
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.base import NewImage
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.content import FileContent
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.directory import DirectoryStore
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.instance import NAMESPACE
 from tests.integration.harness import Glance, Lab, Playbook, Result, Task, order, task, wait_for
 

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import DirectoryStore, FileContent, NewImage
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.base import NewImage
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.content import FileContent
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.directory import DirectoryStore
 from tests.integration.harness import Glance, Lab, Playbook, Result, Task, define, file_disk, order, task
 from tests.lab.kvmlab.guest import MEMORY_UEFI_MIB
 

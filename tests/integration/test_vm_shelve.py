@@ -11,7 +11,9 @@ from dataclasses import asdict
 
 import pytest
 
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import DirectoryStore, NewImage, TextContent
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.base import NewImage
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.content import TextContent
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.directory import DirectoryStore
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model import shelf, snapshot
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.shelf import Claim, Shelf
 from tests.integration.harness import Glance, Lab, Playbook, Result, Task, define, file_disk, task

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.kvmops.lifecycle.plugins.module_utils._images import DirectoryStore
+from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.directory import DirectoryStore
 from tests.integration.harness import Glance, Lab, Playbook, Result, Task, define, file_disk, task, wait_for
 from tests.lab.kvmlab.guest import Guest
 
@@ -680,15 +680,16 @@ def test_a_vm_runs_at_once_out_of_glance_whatever_glance_does(
     data, before = fill(guest, 24), guest.wait_counter()
     play(shelve("offloaded", force=True, **cloud), host=HERE).ok()
     clean(lab, HERE)
-    with play.running([shelve(bandwidth=2, **cloud)], host=THERE) as run:
+    # The pull takes twice as long as the faults, while the guest boots.
+    with play.running([shelve(bandwidth=1, **cloud)], host=THERE) as run:
         wait_for(lambda: lab.domains(THERE) == ["a"] and pulling(lab))
-        moved(guest).wait_up()
         for fault in (("expire",), ("reset", "--on", "download", "--times", "3"), ("kill",)):
             glance.fault(*fault)
-            time.sleep(2)
+            time.sleep(1)
         assert lab.state(THERE, "a").startswith("running")
         glance.fault("start")
         glance.heal()
+        moved(guest).wait_up()
         run.played().ok()
     counted(guest, before)
     assert blob(guest) == data

@@ -121,10 +121,8 @@ def migrate(guest: Guest, target: str) -> None:
 
 def test_up_again_does_nothing(lab: Lab) -> None:
     before = lab.need_init("kvm1").pid
-    start = time.monotonic()
     done = lab_command(NAME, "up", "--hosts", "2")
     assert "nothing to do" in done.stderr
-    assert time.monotonic() - start < 5
     assert lab.need_init("kvm1").pid == before
     assert lab_command(NAME, "status").returncode == 0
 
@@ -773,11 +771,9 @@ def test_down_and_up_after_sigkill(lab: Lab, victim: str) -> None:
 
 @pytest.mark.parametrize("victim", ["hub", "keystone", "glance"])
 def test_glance_after_sigkill(victim: str) -> None:
-    """Whatever dies: up mends it, the images are there, and it is quick; down removes it."""
+    """Whatever dies: up mends it, and the images are there; down removes it."""
     other = Lab(OTHER, str(BASE / OTHER))
-    start = time.monotonic()
     lab_command(OTHER, "up", "--hosts", "1", "--glance")
-    assert time.monotonic() - start < 15
     image = glance.Client(other).upload(b"content")
 
     def kill() -> None:

@@ -18,6 +18,7 @@ from .util import LabError, run
 GUEST = HERE / "guest"
 GUEST_PACKAGES = ["busybox-static", "qemu-guest-agent", "syslinux", "syslinux-common", "systemd-boot-efi"]
 REQUIREMENTS = HERE / "requirements-host.txt"
+COMPILE_ONCE = HERE / "host/compile_once.py"
 REQUIREMENTS_GLANCE = HERE / "requirements-glance.txt"
 KEEP = 2  # the newest of each kind; older ones are removed when a new one is built and no lab uses them
 
@@ -31,6 +32,9 @@ mkdir -p "$2"
 mount --bind "$1/venv" "$2"
 /usr/bin/python3 -m venv --system-site-packages "$2"
 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 "$2/bin/python" -m pip install -q -r "$3" >&2
+packages=$("$2/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+cp "$4" "$packages/"
+echo 'import compile_once' >"$packages/compile_once.pth"
 "$2/bin/python" -c 'import libvirt, nbd, openstack, oslo_utils.imageutils.format_inspector' >&2
 """
 
@@ -79,9 +83,8 @@ def _guest_key() -> str:
 
 
 def _venv_key() -> str:
-    return _digest(
-        [REQUIREMENTS.read_text("utf-8"), BUILD_VENV, os.path.realpath("/usr/bin/python3"), os.uname().machine]
-    )
+    parts = [path.read_text("utf-8") for path in (REQUIREMENTS, COMPILE_ONCE)]
+    return _digest([*parts, BUILD_VENV, os.path.realpath("/usr/bin/python3"), os.uname().machine])
 
 
 def _glance_key() -> str:
@@ -126,7 +129,7 @@ def _build(kind: str, key: str, what: str, in_use: Iterable[str]) -> Path:
             os.rename(temporary, final)
         else:
             (temporary / "venv").mkdir()
-            _in_cell("sh", "-c", BUILD_VENV, "sh", str(temporary), VENV, str(REQUIREMENTS))
+            _in_cell("sh", "-c", BUILD_VENV, "sh", str(temporary), VENV, str(REQUIREMENTS), str(COMPILE_ONCE))
             os.rename(temporary / "venv", final)
             shutil.rmtree(temporary, ignore_errors=True)
         _retire(kind, in_use)
