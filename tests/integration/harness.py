@@ -123,6 +123,8 @@ class Lab:
                     virsh destroy $vm; virsh managedsave-remove $vm
                     virsh undefine $vm --nvram --checkpoints-metadata --snapshots-metadata
                 done >/dev/null 2>&1
+                # Of tasks that were killed.
+                for pool in $(virsh -q pool-list --name | grep ^kvmops-); do virsh -q pool-destroy $pool; done
                 find /var/lib/libvirt/images -mindepth 1 -maxdepth 1 ! -name _base ! -name lost+found -exec rm -rf {} +
                 test -z "$vms" || test -z "$(virsh -q list --all)"
                 """,

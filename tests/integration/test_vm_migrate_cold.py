@@ -269,6 +269,7 @@ def test_a_move_that_was_killed_is_finished_by_the_same_task_or_reverted(
     assert lab.domains("kvm2") == []
     assert own_files(lab, "kvm2") == []
     assert (definition(lab, "kvm1"), remembered(lab, "kvm1"), own_files(lab, "kvm1")) == (before, was, files)
+    assert pools(lab) == ""
     play.killed_at(step, move())
     done, again = (each["result"] for each in play([move()] * 2).results)
     assert (done["changed"], again["changed"]) == (True, False)
@@ -277,6 +278,7 @@ def test_a_move_that_was_killed_is_finished_by_the_same_task_or_reverted(
     runs_once(lab, "kvm2")
     assert (lab.domains("kvm1"), own_files(lab, "kvm1")) == ([], [])
     assert own_files(lab, "kvm2") == files
+    assert pools(lab) == ""
 
 
 @pytest.mark.parametrize(

@@ -628,9 +628,8 @@ def test_token_expires_before_a_download(lab: Lab, mended: glance.Client) -> Non
 def test_connections_are_reset(lab: Lab, mended: glance.Client) -> None:
     image = mended.upload(bytes(8 * MIB))
     fault(lab, "glance", "reset", "--on", "upload", "--after", "2M")
-    told, sent, status, _size = json.loads(sdk(lab, "member", UPLOAD))
+    told, _sent, status, _size = json.loads(sdk(lab, "member", UPLOAD))
     assert (told.rpartition(".")[0], status) == ("keystoneauth1.exceptions.connection", "queued")
-    assert sent < 8 * MIB
     fault(lab, "glance", "reset", "--on", "download", "--after", "2M")
     with pytest.raises(IncompleteRead) as caught:  # over TLS, Python's takes a reset for an end
         mended.download(image)

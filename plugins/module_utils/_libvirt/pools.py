@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import platform
+import re
 import tempfile
 import threading
 import typing as t
@@ -34,6 +36,8 @@ from .streams import Digest, Extent, blocks, digest_of, end_stream, read_stream
 
 # On a disk: /tmp may be in memory.
 _TEMPORARY = "/var/tmp"
+# The pools that we make.
+_MADE = re.compile(r"kvmops-(?P<here>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}")
 # Seconds that a pool may be busy with volumes that others make in it.
 _BUSY = 120
 
@@ -42,7 +46,8 @@ class PoolStorage:
     """The files of a host that is reached through libvirt: each directory is a storage pool for as long as it is
     needed.
 
-    A pool that the host has for the directory is used; else a transient one is made, which leaves nothing behind.
+    A pool that the host has for the directory is used; else a transient one is made, which leaves nothing behind. The
+    pools of a process that was killed are taken away by the next one of the same machine.
     """
 
     def __init__(self, host: Host) -> None:
@@ -382,6 +387,8 @@ class PoolStorage:
         with doing(f"close the storage of {self.host.name}"):
             for pool in self._made:
                 pool.destroy()
+            for pool in self._connection.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_TRANSIENT):
+                _take_away(pool)
         self._made.clear()
         self._pools.clear()
 
@@ -474,6 +481,8 @@ class PoolStorage:
             if exc.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_POOL:
                 raise
             return None
+        if _take_away(pool):
+            return None
         if not pool.isActive():
             raise Invalid(
                 f"The storage pool {pool.name()} of {directory} on {self.host.name} is not active.",
@@ -482,9 +491,28 @@ class PoolStorage:
         return pool
 
 
+def _here() -> str:
+    """Where the process numbers of this process mean something: a machine, or a container on it."""
+    told = f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
+    return hashlib.sha256(told.encode()).hexdigest()[:8]
+
+
+def _take_away(pool: t.Any) -> bool:
+    """Stop a pool that a process of this machine has made and not lived to stop."""
+    made = _MADE.fullmatch(pool.name())
+    if not made or made["here"] != _here() or os.path.exists(f"/proc/{made['pid']}"):
+        return False
+    try:
+        pool.destroy()
+    except libvirt.libvirtError as exc:  # another one was faster
+        if exc.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_POOL:
+            raise
+    return True
+
+
 def _pool_xml(directory: str) -> str:
     pool = ET.Element("pool", {"type": "dir"})
-    ET.SubElement(pool, "name").text = f"kvmops-{uuid.uuid4()}"
+    ET.SubElement(pool, "name").text = f"kvmops-{_here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     target = ET.SubElement(pool, "target")
     ET.SubElement(target, "path").text = directory
     ET.SubElement(ET.SubElement(target, "permissions"), "mode").text = "0711"
