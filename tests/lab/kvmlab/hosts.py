@@ -193,8 +193,7 @@ def make_host(lab: Lab, host: str) -> None:
     pki = _opaque(upper / "etc/pki")
     ssh = _opaque(upper / "etc/ssh")
     home = _opaque(upper / "root", 0o700)
-    if Path("/etc/libvirt/nwfilter").is_dir():
-        shutil.copytree("/etc/libvirt/nwfilter", libvirt / "nwfilter")
+    shutil.copytree("/etc/libvirt/nwfilter", libvirt / "nwfilter")
     write(libvirt / "libvirtd.conf", LIBVIRTD_CONF.format(uuid=host_uuid))
     write(libvirt / "qemu.conf", QEMU_CONF)
     write(libvirt / "qemu-lockd.conf", LOCKD_CONF)
