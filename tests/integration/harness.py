@@ -28,6 +28,18 @@ from tests.lab.kvmlab.lab import Lab as KvmLab
 # Where a domain's XML says what its serial console is written to.
 _LOGS = (("devices/serial/log", "file"), ("devices/serial[@type='file']/source", "path"))
 
+# Tells what is left. Pools are those of tasks that were killed.
+_CLEAN = """
+vms=$(virsh -q list --all --uuid)
+for vm in $vms; do
+    virsh destroy $vm; virsh managedsave-remove $vm
+    virsh undefine $vm --nvram --checkpoints-metadata --snapshots-metadata
+done >/dev/null 2>&1
+for pool in $(virsh -q pool-list --name | grep ^kvmops-); do virsh -q pool-destroy $pool; done
+find /var/lib/libvirt/images -mindepth 1 -maxdepth 1 ! -name _base ! -name lost+found -exec rm -rf {} +
+test -z "$vms" || virsh -q list --all 2>&1 || true
+"""
+
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
 LAB = REPO / "tests/lab/lab"
@@ -115,20 +127,11 @@ class Lab:
         for host in self.hosts:
             if self.kvm.init(host) is None:  # a test that failed has left it off
                 self.fault(host, "heal")
-            self.sh(
-                host,
-                """
-                vms=$(virsh -q list --all --uuid)
-                for vm in $vms; do
-                    virsh destroy $vm; virsh managedsave-remove $vm
-                    virsh undefine $vm --nvram --checkpoints-metadata --snapshots-metadata
-                done >/dev/null 2>&1
-                # Of tasks that were killed.
-                for pool in $(virsh -q pool-list --name | grep ^kvmops-); do virsh -q pool-destroy $pool; done
-                find /var/lib/libvirt/images -mindepth 1 -maxdepth 1 ! -name _base ! -name lost+found -exec rm -rf {} +
-                test -z "$vms" || test -z "$(virsh -q list --all)"
-                """,
-            )
+            if self.sh(host, _CLEAN):
+                # A libvirtd that was killed while it started a VM holds that for ever.
+                self.sh(host, "pkill -KILL -x libvirtd; rm -f /run/libvirt/qemu/*.xml", check=False)
+                self.fault(host, "heal")
+                assert self.sh(host, _CLEAN) == ""
 
 
 class Glance:

@@ -394,14 +394,14 @@ def test_a_soft_delete_killed_after_the_stop_still_knows_that_the_vm_ran(
     assert told["vms"][0]["status"] == "ACTIVE"
 
 
-def test_libvirtd_killed_in_a_launch_is_no_loss(lab: Lab, play: Playbook) -> None:
-    lab.sh("kvm1", f"rm -rf {IMAGES}/_base")
-    with play.running([task("vm", **order(lab, "a"))]) as process:
-        wait_for(lambda: lab.sh("kvm1", f"ls {IMAGES}/_base 2>/dev/null || true"))
-        lab.fault("kvm1", "kill-libvirtd")
-        process.wait(120)
+@pytest.mark.parametrize("step", ["make_disks", "start"])
+def test_libvirtd_killed_in_a_launch_is_no_loss(lab: Lab, play: Playbook, step: str) -> None:
+    """Not in the moment in which it starts QEMU: libvirt 9.0 loses the VM then."""
+    launching = task("vm", **order(lab, "a"))
+    error = play.disturbed_at(step, "pkill -KILL -x libvirtd", launching).error()["result"]
+    assert error["code"] == "unreachable"
     lab.fault("kvm1", "start-libvirtd")
-    play(task("vm", **order(lab, "a"))).ok()
+    play(launching).ok()
     lab.guest("kvm1", "a").wait_console("GUEST-UP")
     assert len({path.split("/")[5] for path in lab.files("kvm1")}) == 1
 

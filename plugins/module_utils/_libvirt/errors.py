@@ -79,6 +79,10 @@ _LOST = (
 _HINTS = {
     errors.Unreachable: "See that libvirtd (or virtqemud) runs there and that the uri is right.",
     errors.Denied: "Run the task with become, as a member of the group libvirt, or with credentials libvirtd accepts.",
+    errors.TimedOut: (
+        "See what holds it on the host: virsh domjobinfo. Where nothing does, a libvirtd may have been killed while it"
+        " started this VM: see \"Busy VMs, and operations that died\" in the guide of states."
+    ),
     errors.NoSpace: "Make room on the host and run the task again.",
 }
 
