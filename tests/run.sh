@@ -51,7 +51,7 @@ end_part() {
 tear_down() {
     end_part
     local name result=0
-    for name in "$KVMOPS_LAB" "$KVMOPS_LAB"-{gw{0,1,2},a,b,warm}; do
+    for name in "$KVMOPS_LAB" "$KVMOPS_LAB"-{gw{0..3},a,b,warm}; do
         [ ! -e "$REPO/.lab/$name" ] || "$REPO/tests/lab/lab" down --name "$name" || result=1
     done
     return "$result"

@@ -8,14 +8,14 @@ set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 cd "$REPO" || exit 1
 
-# Three at a time, each with a lab of its own: a test waits for guests as much as it works. Whoever has nothing left to
+# Four at a time, each with a lab of its own: a test waits for guests as much as it works. Whoever has nothing left to
 # do takes the next test, of whatever file: by files, the longest one decides.
-# What fails is tried once more, and named at the end: with three labs on two CPUs a guest may be late for once, but what
+# What fails is tried once more, and named at the end: with four labs on two CPUs a guest may be late for once, but what
 # fails twice is broken.
-pytest tests/integration -q -n 3 --dist loadgroup --reruns 1 -rfER
+pytest tests/integration -q -n 4 --dist loadgroup --reruns 1 -rfER
 result=$?
 # A worker that was killed has left its lab.
-for worker in 0 1 2; do
+for worker in 0 1 2 3; do
     KVMOPS_LAB=${KVMOPS_LAB:-lab}-gw$worker "$REPO/tests/lab/lab" down >/dev/null || result=1
 done
 exit "$result"
