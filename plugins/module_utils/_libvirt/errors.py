@@ -81,7 +81,7 @@ _HINTS = {
     errors.Denied: "Run the task with become, as a member of the group libvirt, or with credentials libvirtd accepts.",
     errors.TimedOut: (
         "See what holds it on the host: virsh domjobinfo. Where nothing does, a libvirtd may have been killed while it"
-        " started this VM: see \"Busy VMs, and operations that died\" in the guide of states."
+        ' started this VM: see "Busy VMs, and operations that died" in the guide of states.'
     ),
     errors.NoSpace: "Make room on the host and run the task again.",
 }
