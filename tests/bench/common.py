@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -28,6 +29,19 @@ PATIENCE = 1800
 
 # Measurements by name, one for each round.
 Table = dict[str, list[float]]
+
+
+def options(what: str, *, rounds: int) -> argparse.Namespace:
+    """``rounds``, ``quick`` and ``print``, as they were told on the command line.
+
+    :param what: What is measured.
+    :param rounds: How many, when it is not told.
+    """
+    parser = argparse.ArgumentParser(description=f"Measure {what}.")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--print", action="store_true", help="do not write the page below docs/")
+    parser.add_argument("--quick", action="store_true", help="try it with little data; nothing is written")
+    return parser.parse_args()
 
 
 class Bench:

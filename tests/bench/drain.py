@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -15,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.bench.common import HOST, PATIENCE, Bench, Rounds, Table, finish, median, note, ratio, row
+from tests.bench.common import HOST, PATIENCE, Bench, Rounds, Table, finish, median, note, options, ratio, row
 from tests.integration.harness import Result
 
 PYTHON = "/opt/kvmops/venv/bin/python"
@@ -179,11 +178,7 @@ def write(bench: Bench, guests: int, found: Table) -> str:
 
 def main() -> None:
     """See above."""
-    parser = argparse.ArgumentParser(description="Measure the drain of a host on the lab.")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--print", action="store_true", help="do not write docs/benchmarks_drain.md")
-    parser.add_argument("--quick", action="store_true", help="try it with few guests, once; nothing is written")
-    wanted = parser.parse_args()
+    wanted = options("the drain of a host", rounds=3)
     guests, rounds = (4, 1) if wanted.quick else (12, wanted.rounds)
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory), rounds, PYTHON, "inside_drain.py")

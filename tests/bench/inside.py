@@ -128,6 +128,14 @@ def measure(*kind: str) -> float:
     return time.perf_counter() - began
 
 
+def dispatch(commands: t.Mapping[str, t.Callable[..., t.Any]]) -> None:
+    """Do what the first word of the command line names, with the others, and print as JSON what it tells."""
+    command, *words = sys.argv[1:]
+    told = commands[command](*words)
+    if told is not None:
+        print(json.dumps(told))
+
+
 def main() -> None:
     """See above."""
     command, *words = sys.argv[1:]

@@ -11,11 +11,10 @@ inside_drain.py home HOST...                 every guest back, and the host in s
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 import typing as t
 
+from tests.bench.inside import dispatch
 from tests.bench.inside_migrate import FLAGS, HERE
 from tests.bench.inside_snapshots import Told, call
 
@@ -69,10 +68,7 @@ COMMANDS: dict[str, t.Callable[..., Told | None]] = {"prepare": prepare, "bare":
 
 def main() -> None:
     """See above."""
-    command, *words = sys.argv[1:]
-    told = COMMANDS[command](*words)
-    if told is not None:
-        print(json.dumps(told))
+    dispatch(COMMANDS)
 
 
 if __name__ == "__main__":

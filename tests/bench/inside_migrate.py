@@ -20,10 +20,10 @@ import base64
 import json
 import os
 import subprocess
-import sys
 import time
 import typing as t
 
+from tests.bench.inside import dispatch
 from tests.bench.inside_snapshots import GUEST, MIB, STORES, WORK, Told, call, disk, make_image, module, noise
 
 SHARED = "/srv/kvmops/shared/vms"
@@ -260,10 +260,7 @@ COMMANDS: dict[str, t.Callable[..., Told | None]] = {
 
 def main() -> None:
     """See above."""
-    command, *words = sys.argv[1:]
-    told = COMMANDS[command](*words)
-    if told is not None:
-        print(json.dumps(told))
+    dispatch(COMMANDS)
 
 
 if __name__ == "__main__":

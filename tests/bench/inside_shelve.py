@@ -21,13 +21,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 import typing as t
 import xml.etree.ElementTree as ET
 
-from tests.bench.inside import connect
+from tests.bench.inside import connect, dispatch
 from tests.bench.inside_snapshots import (
     GUEST,
     IMAGES,
@@ -262,10 +261,7 @@ COMMANDS: dict[str, t.Callable[..., Told | None]] = {
 
 def main() -> None:
     """See above."""
-    command, *words = sys.argv[1:]
-    told = COMMANDS[command](*words)
-    if told is not None:
-        print(json.dumps(told))
+    dispatch(COMMANDS)
 
 
 if __name__ == "__main__":

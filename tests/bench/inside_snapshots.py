@@ -424,10 +424,7 @@ COMMANDS: dict[str, t.Callable[..., Told | None]] = {
 
 def main() -> None:
     """See above."""
-    command, *words = sys.argv[1:]
-    told = COMMANDS[command](*words)
-    if told is not None:
-        print(json.dumps(told))
+    inside.dispatch(COMMANDS)
 
 
 if __name__ == "__main__":

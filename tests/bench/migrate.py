@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.common import Bench, Rounds, Table, finish, median, net, note, ratio, row
+from tests.bench.common import Bench, Rounds, Table, finish, median, net, note, options, ratio, row
 from tests.bench.inside_migrate import BANDWIDTH, DIRTY, RATE
 
 PYTHON = "/opt/kvmops/venv/bin/python"
@@ -195,11 +194,7 @@ def write(bench: Bench, sizes: Sizes, found: Table) -> str:
 
 def main() -> None:
     """See above."""
-    parser = argparse.ArgumentParser(description="Measure migration on the lab.")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--print", action="store_true", help="do not write docs/benchmarks_migrate.md")
-    parser.add_argument("--quick", action="store_true", help="try it with little data; nothing is written")
-    wanted = parser.parse_args()
+    wanted = options("migration", rounds=3)
     sizes = QUICK if wanted.quick else Sizes()
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory), wanted.rounds, PYTHON, "inside_migrate.py")

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import random
@@ -15,7 +14,7 @@ import typing as t
 from datetime import datetime, timezone
 
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._model.placement import Order, plan
-from tests.bench.common import Table, finish, median, note, ratio, row
+from tests.bench.common import Table, finish, median, note, options, ratio, row
 from tests.unit.clusters import Facts, host, vm
 
 HOSTS = 1000
@@ -127,11 +126,7 @@ CPUs alone, and looks at each host for each VM: best fit, the largest first.
 
 def main() -> None:
     """See above."""
-    parser = argparse.ArgumentParser(description="Measure the planner.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="one round")
-    parser.add_argument("--print", action="store_true", help="do not write docs/benchmarks_plan.md")
-    wanted = parser.parse_args()
+    wanted = options("the planner", rounds=5)
     before = os.getloadavg()[0]
     rounds = 1 if wanted.quick else wanted.rounds
     found = measure(rounds)

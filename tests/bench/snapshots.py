@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.common import Bench, Rounds, Table, finish, median, ratio, row
+from tests.bench.common import Bench, Rounds, Table, finish, median, options, ratio, row
 
 PYTHON = "/opt/kvmops/venv/bin/python"
 UNITS = {"held": "ms", "gap": "ms", "calm": "ms", "size": "MiB", "read": "MiB", "peak": "MiB"}
@@ -278,11 +277,7 @@ def write(bench: Bench, sizes: Sizes, found: Table) -> str:
 
 def main() -> None:
     """See above."""
-    parser = argparse.ArgumentParser(description="Measure snapshots on the lab.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--print", action="store_true", help="do not write docs/benchmarks_snapshots.md")
-    parser.add_argument("--quick", action="store_true", help="try it with little data; nothing is written")
-    wanted = parser.parse_args()
+    wanted = options("snapshots", rounds=5)
     sizes = QUICK if wanted.quick else Sizes()
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory), wanted.rounds, PYTHON, "inside_snapshots.py")

@@ -92,6 +92,14 @@ def play(lab: Lab, tmp_path: Path) -> Playbook:
 
 
 @pytest.fixture
+def image(lab: Lab) -> str:
+    """A small image with a pattern, and nothing to boot."""
+    path = "/var/lib/libvirt/images/one.qcow2"
+    lab.sh("kvm1", f"qemu-img create -q -f qcow2 {path} 8M && qemu-io -f qcow2 -c 'write -P 1 0 1M' {path}")
+    return path
+
+
+@pytest.fixture
 def launch(lab: Lab, play: Playbook) -> t.Callable[..., Result]:
     """Launches small VMs: ``launch("a", "b", host="kvm2", start=False)``."""
 

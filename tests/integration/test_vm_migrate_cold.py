@@ -20,14 +20,6 @@ IMAGES = "/var/lib/libvirt/images"
 GIB = 1 << 30
 
 
-@pytest.fixture
-def image(lab: Lab) -> str:
-    """A small image with a pattern, and nothing to boot."""
-    path = f"{IMAGES}/one.qcow2"
-    lab.sh("kvm1", f"qemu-img create -q -f qcow2 {path} 8M && qemu-io -f qcow2 -c 'write -P 1 0 1M' {path}")
-    return path
-
-
 def small(launch: Launch, image: str, *, start: bool, **options: t.Any) -> Result:
     """A VM without a system: QEMU runs, and there is nothing to boot."""
     flavor = {"vcpus": 1, "memory": 64, "ephemeral": [1]}

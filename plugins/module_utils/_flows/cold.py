@@ -502,6 +502,16 @@ class _Halves(Work):
         )
 
 
+def _see_whole(context: Context, name: str, domain: Domain, hint: str) -> None:
+    """See that a VM has its disks where it is to stay: its others go."""
+    images = [disk.image for disk in domain.disks]
+    missing = [image.source for image in images if image.path and not context.storage.there(image.source)]
+    if missing:
+        raise NotFound(
+            f"VM {name} has lost disks on {context.host.name}: {', '.join(missing)}.", hint=hint, missing=missing
+        )
+
+
 class _Staying(_Halves):
     """Letting a VM stay where it came to."""
 
@@ -522,7 +532,8 @@ class _Staying(_Halves):
         steps: list[Step] = []
         settle: list[Step] = []
         if self.marked(vm, MOVED):
-            self._see_whole(context, staying)
+            domain = staying.sized(read_domain(staying.guest.xml(inactive=True)))[0]
+            _see_whole(context, self.guest.name, domain, "Use state: reverted, or bring them back first.")
             shape = staying.record.shape if staying.record else None
             if shape and any(growth.over for growth in shape.grown):
                 steps.append(Step("merge", staying.merge))
@@ -548,21 +559,6 @@ class _Staying(_Halves):
             journaled=True,
             figures={"resize": self.record.tell()} if self.record else {},
         )
-
-    def _see_whole(self, context: Context, staying: Confirming) -> None:
-        """See that the VM has its disks where it is: its others go."""
-        domain: Domain = staying.sized(read_domain(staying.guest.xml(inactive=True)))[0]
-        missing = [
-            disk.image.source
-            for disk in domain.disks
-            if disk.image.path and not context.storage.there(disk.image.source)
-        ]
-        if missing:
-            raise NotFound(
-                f"VM {self.guest.name} has lost disks on {context.host.name}: {', '.join(missing)}.",
-                hint="Use state: reverted, or bring them back first.",
-                missing=missing,
-            )
 
     def release(self) -> dict[str, t.Any]:
         """Remove the half that was the way back."""
@@ -606,7 +602,8 @@ class _Returning(_Halves):
         living = self.living[1]
         here = self.marked(origin, ORIGIN)
         if here:
-            self._see_whole(context, origin.guest)
+            domain = read_domain(origin.guest.xml(inactive=True))
+            _see_whole(context, self.guest.name, domain, "Bring them back first. Nothing of the VM was changed.")
         steps: list[Step] = []
         self.ran = bool(living and living.guest and living.guest.active())
         if self.ran:
@@ -630,19 +627,6 @@ class _Returning(_Halves):
             journaled=True,
             figures={"resize": self.record.tell()} if self.record else {},
         )
-
-    def _see_whole(self, context: Context, guest: Guest) -> None:
-        missing = [
-            disk.image.source
-            for disk in read_domain(guest.xml(inactive=True)).disks
-            if disk.image.path and not context.storage.there(disk.image.source)
-        ]
-        if missing:
-            raise NotFound(
-                f"VM {guest.name} has lost disks on {context.host.name}: {', '.join(missing)}.",
-                hint="Bring them back first. Nothing of the VM was changed.",
-                missing=missing,
-            )
 
     def stop_living(self) -> dict[str, t.Any]:
         """Take the power of the half that goes."""

@@ -15,7 +15,7 @@ import copy
 import re
 import typing as t
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from .._core.errors import Invalid, Unsupported
 from .._core.journal import Journal
@@ -29,6 +29,7 @@ SCHEMA = 1
 STRATEGIES = ("live", "cold", "stop", "leave")
 GROUP_POLICIES = ("affinity", "anti-affinity", "soft-affinity", "soft-anti-affinity")
 
+_Record = t.TypeVar("_Record")
 # What XML 1.0 cannot hold, not even as a reference.
 _UNSTORABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -53,6 +54,20 @@ class Mark:
     state: str
     since: str
     data: t.Mapping[str, str] = field(default_factory=dict)
+
+    def recall(self, record: type[_Record], what: str) -> _Record:
+        """The record, a dataclass of texts, that ``data`` was made of.
+
+        :param what: What it remembers: "resize".
+        :raises Invalid: It is something else.
+        """
+        try:
+            return record(**{each.name: self.data[each.name] for each in fields(record)})  # type: ignore[arg-type]
+        except KeyError as exc:
+            raise Invalid(
+                f"What the VM's metadata remember of its {what} cannot be read: {exc} is missing.",
+                hint="Define the VM anew by hand, and remove the mark with 'virsh metadata --remove'.",
+            ) from exc
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import os
 import re
 import typing as t
 import xml.etree.ElementTree as ET
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from xml.parsers import expat
 
 from .._core.errors import Invalid, Unsupported
@@ -81,13 +81,7 @@ class Record:
 
         :raises Invalid: It is something else.
         """
-        try:
-            return Record(**{field.name: mark.data[field.name] for field in fields(Record)})
-        except KeyError as exc:
-            raise Invalid(
-                f"What the VM's metadata remember of its rescue cannot be read: {exc} is missing.",
-                hint="Define the VM anew by hand, and remove the mark with 'virsh metadata --remove'.",
-            ) from exc
+        return mark.recall(Record, "rescue")
 
     @property
     def files(self) -> list[str]:

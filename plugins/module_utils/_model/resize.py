@@ -12,7 +12,7 @@ import json
 import os
 import typing as t
 import xml.etree.ElementTree as ET
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from .._core.errors import Invalid, Refused, Unsupported
 from .domain import Disk, Domain, read_domain
@@ -537,13 +537,7 @@ class Record:
 
         :raises Invalid: It is something else.
         """
-        try:
-            return Record(**{each.name: mark.data[each.name] for each in fields(Record)})
-        except KeyError as exc:
-            raise Invalid(
-                f"What the VM's metadata remember of its resize cannot be read: {exc} is missing.",
-                hint="Define the VM anew by hand, and remove the mark with 'virsh metadata --remove'.",
-            ) from exc
+        return mark.recall(Record, "resize")
 
     @property
     def shape(self) -> Reshape | None:
