@@ -312,6 +312,30 @@ def test_a_libvirtd_that_falls_silent_in_the_middle_is_noticed(lab: Lab, play: P
     play.quartet("vm_power", name="a", state="stopped", force=True)
 
 
+def test_a_vm_that_libvirt_lost_in_its_start_is_told_and_found_again(lab: Lab, play: Playbook, launch: Launch) -> None:
+    """What a libvirtd leaves that is killed while it starts QEMU: the status file of a start without a process. Its
+    successor waits for ever for who began it. The guide of states tells what to do."""
+    launch("a", start=False)
+    lab.sh("kvm1", "virsh start --paused a")
+    status = "/run/libvirt/qemu/a.xml"
+    begun = "<domstatus state='paused' reason='starting up' pid='0'>"
+    lab.fault("kvm1", "kill-libvirtd")
+    lab.sh("kvm1", f"""sed -i "s|<domstatus .*|{begun}|; s|</qemuCaps>|&<job type='none' async='start'/>|" {status}""")
+    lab.sh("kvm1", "pkill -KILL -f 'guest=[a],'")
+    lab.fault("kvm1", "start-libvirtd")
+    assert lab.state("kvm1", "a") == "paused (starting up)"
+    running = task("vm_power", name="a", state="running")
+    error = play(running).error()["result"]
+    assert error["code"] == "timed_out"
+    assert "guide of states" in error["msg"]
+    lab.fault("kvm1", "kill-libvirtd")
+    assert "pid='0'" in lab.sh("kvm1", f"grep domstatus {status}")
+    lab.sh("kvm1", f"rm {status}")
+    lab.fault("kvm1", "start-libvirtd")
+    play(running).ok()
+    assert lab.state("kvm1", "a").startswith("running")
+
+
 def test_a_user_without_rights_is_told_what_to_do(lab: Lab, play: Playbook) -> None:
     define(lab, "v")
     lab.sh("kvm1", "rm -rf /run/lock/kvmops")
