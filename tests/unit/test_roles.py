@@ -106,3 +106,17 @@ def test_what_comes_as_a_text_from_the_command_line_is_converted(role: Path) -> 
             for text, bare in strings(yaml.safe_load(path.read_text(encoding="utf-8"))):
                 found += [f"{path.name}: {name} | {kind}" for name in unconverted(names, kind, text, bare)]
     assert found == []
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_lists_keep_their_order(role: Path) -> None:
+    """Ansible's filters for sets of texts give another order in every process."""
+    sets = re.compile(r"\|\s*(?:difference|intersect|symmetric_difference|union)\b(?!.*\|\s*sort\b)", re.DOTALL)
+    found = [
+        f"{path.name}: {text}"
+        for part in ("tasks", "vars")
+        for path in sorted((role / part).glob("*.yml"))
+        for text, _bare in strings(yaml.safe_load(path.read_text(encoding="utf-8")))
+        if sets.search(text)
+    ]
+    assert found == []
