@@ -7,32 +7,16 @@
 from __future__ import annotations
 
 import typing as t
-from pathlib import Path
 
 import pytest
-from ansible.parsing.dataloader import DataLoader
-from ansible.template import Templar
 
-VARIABLES = Path(__file__).resolve().parents[3] / "roles/host_drain/vars/main.yml"
-Facts = dict[str, t.Any]
+from tests.unit.roles.variables import Facts, host, variable, vm
 
 
 def evaluated(name: str, **told: t.Any) -> t.Any:
-    """A variable of the role, where *told* is known and takes the place of others."""
-    loader = DataLoader()
+    """A variable of the role. In earnest, and of kvm1, when nothing else is told."""
     known = {"ansible_check_mode": False, "host_drain_plan_only": False, "host_drain_host": "kvm1", "hostvars": {}}
-    known.update(loader.load_from_file(str(VARIABLES), trusted_as_template=True), **told)
-    return Templar(loader, variables=known).template(known[f"host_drain__{name}"])
-
-
-def vm(uuid: str, **told: t.Any) -> Facts:
-    """What a host tells of one of its VMs."""
-    return {"uuid": uuid, "status": "ACTIVE", "task_state": "", "condition": "running", "origin": None, **told}
-
-
-def host(name: str, *vms: Facts, enabled: bool = True) -> Facts:
-    """What a host tells of itself."""
-    return {"name": name, "vms": list(vms), "scheduling": {"enabled": enabled, "reason": ""}}
+    return variable("host_drain", name, {**known, **told})
 
 
 def move(uuid: str, dest: str = "kvm2", how: str = "live") -> Facts:
