@@ -33,7 +33,7 @@ def record(uuid: str, to: str = "", *, lost: t.Sequence[str] = (), settled: bool
 
 def survivors(**told: t.Any) -> Facts:
     """Two hosts that survive, as their variables; *told* by name is what they have read of the records."""
-    found = {
+    found: dict[str, Facts] = {
         name: {"host_evacuate__look": {"host": {"placement": host(f"{name}.example")}}} for name in ("kvm2", "kvm3")
     }
     for name, vms in told.items():
@@ -81,7 +81,7 @@ def test_nobody_gets_a_vm_whose_records_or_disks_it_does_not_see() -> None:
 
 def test_a_host_goes_on_with_what_it_had_begun() -> None:
     move = {"vm": "vm-a", "uuid": "a", "dest": "kvm2"}
-    told = {
+    told: Facts = {
         "hostvars": survivors(
             kvm2=[record("a"), record("begun", "kvm2.example"), record("other", "kvm3.example")], kvm3=[]
         ),
@@ -95,7 +95,7 @@ def open_with(*vms: Facts, running: t.Sequence[Facts] = ()) -> bool:
     """Whether there is anything to do when nothing is planned."""
     hosts = survivors(kvm2=list(vms), kvm3=[])
     hosts["kvm3"]["host_evacuate__look"] = {"host": {"placement": host("kvm3.example", *running)}}
-    plan = {"moves": [], "blockers": []}
+    plan: Facts = {"moves": [], "blockers": []}
     return t.cast("bool", evaluated("open", hostvars=hosts, host_evacuate__planned={"plan": plan}))
 
 
@@ -138,7 +138,7 @@ def outcome(*evacuated: Facts, on: dict[str, list[str]], blockers: t.Sequence[Fa
     hosts = survivors(kvm2=[], kvm3=[])
     hosts["kvm2"]["host_evacuate__evacuated"] = {"vms": list(evacuated)}
     plan = {"moves": [], "blockers": list(blockers)}
-    known = {"host_evacuate__places": on, "host_evacuate__planned": {"plan": plan}, "host_evacuate__begun": True}
+    known: Facts = {"host_evacuate__places": on, "host_evacuate__planned": {"plan": plan}, "host_evacuate__begun": True}
     return t.cast("str", evaluated("outcome", hostvars=hosts, **known, **told))
 
 
