@@ -152,7 +152,7 @@ def main() -> None:
         hosts=HOSTS,
         rows="\n".join(rows),
     )
-    finish(page, "benchmarks_plan.md", only_print=wanted.print)
+    finish(page, "benchmarks_plan.md", only_print=wanted.print or wanted.quick)
 
 
 if __name__ == "__main__":
