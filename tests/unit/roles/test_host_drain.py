@@ -15,7 +15,12 @@ from tests.unit.roles.variables import Facts, host, variable, vm
 
 def evaluated(name: str, **told: t.Any) -> t.Any:
     """A variable of the role. In earnest, and of kvm1, when nothing else is told."""
-    known = {"ansible_check_mode": False, "host_drain_plan_only": False, "host_drain_host": "kvm1", "hostvars": {}}
+    known = {
+        "ansible_check_mode": False,
+        "host_drain_plan_only": False,
+        "host_drain_host": "kvm1",
+        "hostvars": {"kvm1": {}},
+    }
     return variable("host_drain", name, {**known, **told})
 
 
@@ -110,6 +115,22 @@ def test_it_is_drained_when_nothing_is_left() -> None:
 
 def test_a_vm_that_moved_and_is_back_is_left() -> None:
     assert ending([record("a", ok=True)], planned(move("a"))) == ("failed", [("a", "not_tried")], ["a 1"])
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [({}, "It was not tried."), ({"vms": []}, "It was not tried."), ({"msg": "The module died."}, "The module died.")],
+)
+def test_when_nothing_is_told_of_a_vm_what_moved_it_has_the_last_word(told: Facts, why: str) -> None:
+    (left,) = evaluated(
+        "left",
+        hostvars={"kvm1": {"host_drain__moved": told}},
+        host_drain__facts={"kvm1": host("kvm1")},
+        host_drain__planned=planned(move("a")),
+        host_drain__records=[],
+        host_drain__round=1,
+    )
+    assert (left["code"], left["message"]) == ("not_tried", why)
 
 
 def test_what_failed_is_left_for_its_last_reason() -> None:

@@ -70,7 +70,10 @@ def ended(started: t.Sequence[Facts] = (), **told: t.Any) -> Facts:
         "stays": [],
         "blockers": [{"vm": "vm-d", "uuid": "d", "code": "no_room", "message": "There is none.", "way_out": ""}],
     }
-    moved = [{"name": "vm-a", "seconds": 2.5}, {"name": "vm-b", "failed": True, "code": "timed_out", "msg": "Late."}]
+    moved = [
+        {"name": "vm-a", "changed": True, "figures": {"method": "live"}},
+        {"name": "vm-b", "failed": True, "code": "timed_out", "msg": "Late."},
+    ]
     return t.cast(
         "Facts",
         evaluated(
@@ -106,6 +109,23 @@ def test_of_each_vm_is_told_what_became_of_it() -> None:
     assert brief(told["failures"]) == failures
     assert brief(told["left"]) == [("vm-d", "no_room", "There is none."), *failures]
     assert told["silent"] == ["kvm4"]
+
+
+@pytest.mark.parametrize(
+    ("confirmed", "failures"),
+    [
+        ({"vms": [{"name": "vm-a"}, {"name": "vm-b"}]}, []),
+        ({"vms": [{"name": "vm-a"}, {"name": "vm-b", "failed": True, "code": "busy", "msg": "It is."}]}, ["b: It is."]),
+        ({"msg": "The module died."}, ["a: The module died.", "b: The module died."]),
+        ({}, ["a: It was not confirmed.", "b: It was not confirmed."]),
+    ],
+)
+def test_who_moved_while_it_was_off_is_back_when_that_was_confirmed(confirmed: Facts, failures: list[str]) -> None:
+    moved = [{"name": f"vm-{each}", "changed": True, "figures": {"method": "cold"}} for each in "ab"]
+    kvm2 = {"host_restore__moved": {"vms": moved}, "host_restore__confirmed": confirmed}
+    told = ended(hostvars={"kvm1": {"host_restore__moved": {}}, "kvm2": kvm2, "kvm3": {"host_restore__moved": {}}})
+    assert [f"{each['uuid']}: {each['message']}" for each in told["failures"] if each["uuid"] != "c"] == failures
+    assert told["state"] == "failed"
 
 
 def test_what_is_not_to_come_back_is_not_missed() -> None:
