@@ -352,6 +352,15 @@ def test_what_comes_along_or_does_not_matter_is_no_finding(changes: dict[str, t.
     assert examine(case(**changes)) == []
 
 
+def test_virtualization_is_looked_for_where_it_is_needed() -> None:
+    (finding,) = examine(case(**there(types={"x86_64": ("qemu",)})))
+    assert "/dev/kvm" in finding.way_out
+    emulated = ET.fromstring(DOMAIN.format(uuid=UUID, mac=MAC, extra="", devices="", os="", disk=">"))
+    emulated.set("type", "qemu")
+    (finding,) = examine(case(needs=read_needs(emulated), **there(types={"x86_64": ("kvm",)})))
+    assert finding.way_out == "Name another host."
+
+
 def test_what_overcommit_cannot_help_does_not_name_it() -> None:
     (finding,) = examine(case(**copied(room={"/vms": replace(FULL["/vms"], free=10 * MIB)})))
     assert finding.way_out == "Make room there."

@@ -175,6 +175,18 @@ def test_a_finding_is_told_for_the_ways_that_it_is_about(case: str) -> None:
     assert all(finding["message"].endswith(".") for finding in there["findings"])
 
 
+def test_what_stands_in_the_way_comes_first() -> None:
+    def change(here: Facts, there: Facts) -> None:
+        for name in ("soon over", "no certificate", "an older QEMU"):
+            CASES[name][0](here, there)
+
+    cell = judged(change)["matrix"]["kvm1"]["kvm2"]
+    assert cell["codes"][0] == "certificate_missing"
+    assert set(cell["codes"][1:]) == {"certificate_expires", "hypervisor_older"}
+    severities = [finding["severity"] for finding in cell["findings"]]
+    assert severities == sorted(severities)  # "blocker" before "warning"
+
+
 def test_every_code_has_a_case_and_stands_in_the_guide() -> None:
     assert set(CODES) <= {code for _change, code, _both, _blocks in CASES.values()}
     text = GUIDE.read_text(encoding="utf-8")

@@ -108,6 +108,15 @@ def test_bars_are_as_long_as_what_they_stand_for() -> None:
     assert moved["y"] != failed["y"], "they were at the same time"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.44, "0.4 s"), (9, "9 s"), (10.4, "10 s"), (65, "1 min 05 s"), (120, "2 min"), (3725, "1 h 02 min")],
+)
+def test_how_long_it_took_is_told_as_people_do(seconds: float, told: str) -> None:
+    page = Page(render([event("moved", seconds, seconds, host="kvm1", vm="web1", dest="kvm2")], title="One"))
+    assert any(text.endswith(f", {told}") for text in page.texts("title"))
+
+
 def test_nothing_that_happened_is_more_than_text() -> None:
     nasty = "</title><script src='//x'>&\x00\x1b[1m"
     events = [event("failed", 1, 1, host=nasty, vm=nasty, dest=nasty, code=nasty, message=nasty)]
