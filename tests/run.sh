@@ -54,6 +54,9 @@ tear_down() {
     for name in "$KVMOPS_LAB" "$KVMOPS_LAB"-{gw{0..3},a,b,warm}; do
         [ ! -e "$REPO/.lab/$name" ] || "$REPO/tests/lab/lab" down --name "$name" || result=1
     done
+    # Bridges to image stores that tests had on this machine: they are daemons, and outlive who is killed.
+    pkill -KILL -f "${TMPDIR:-/tmp}/kvmops-test-$KVMOPS_LAB-"
+    rm -rf "${TMPDIR:-/tmp}/kvmops-test-$KVMOPS_LAB-"*
     return "$result"
 }
 logs=

@@ -44,6 +44,9 @@ HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
 LAB = REPO / "tests/lab/lab"
 
+# How directories begin that daemons on this machine have in their command lines; tests/run.sh ends them by it.
+SCRATCH = f"kvmops-test-{os.environ.get('KVMOPS_LAB', 'lab')}-"
+
 Result = dict[str, t.Any]
 
 

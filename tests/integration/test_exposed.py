@@ -38,7 +38,7 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.base impo
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.directory import DirectoryStore
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.glance import GlanceStore
 from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.nbd import Export
-from tests.integration.harness import REPO, Glance, Lab, wait_for
+from tests.integration.harness import REPO, SCRATCH, Glance, Lab, wait_for
 from tests.lab.kvmlab.glance import passwords, urls
 from tests.stores import MIB, Bytes, new, noise
 
@@ -59,7 +59,7 @@ def libnbd(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def directory() -> t.Iterator[str]:
     """For the files of bridges. Nothing may be left in it, and no process."""
-    with tempfile.TemporaryDirectory(prefix="kvmops-test-") as path:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as path:
         try:
             yield path
             assert servers(path) == []

@@ -61,6 +61,7 @@ from ansible_collections.kvmops.lifecycle.plugins.module_utils._images.rest impo
     depths,
     exported,
 )
+from tests.integration.harness import SCRATCH
 from tests.unit.fakes import JumpingClock
 
 MIB = 1 << 20
@@ -87,7 +88,7 @@ def libnbd(monkeypatch: pytest.MonkeyPatch) -> None:
 def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[Path]:
     """A directory for temporary files, short enough for a socket; nothing may be left in it, and no process."""
     tmp_path_factory.getbasetemp()  # not in here
-    with tempfile.TemporaryDirectory(prefix="kvmops-test-") as directory:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as directory:
         monkeypatch.setattr(tempfile, "tempdir", directory)
         yield Path(directory)
         assert os.listdir(directory) == []
